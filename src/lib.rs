@@ -1,1 +1,15 @@
+//! Lifeboat: a workflow engine for disaster recovery, driven by declarative plans.
+//!
+//! The layers, each importing only what stands above it in this list:
+//! small words of the domain ([`ids`], [`units`], [`secret`], [`retry`], [`matcher`], [`failure`]),
+//! [`record`] (what happened), [`service`] (the outside world), [`step`] (what a step type is).
 
+pub mod failure;
+pub mod ids;
+pub mod matcher;
+pub mod record;
+pub mod retry;
+pub mod secret;
+pub mod service;
+pub mod step;
+pub mod units;

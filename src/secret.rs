@@ -1,0 +1,248 @@
+//! Values that can't print, and the filter that takes them out of everything that can.
+//!
+//! A secret enters through an environment file (`env`, `file`) or a `secret` input.
+//! It is registered with the run's [`Redactor`], and every text that leaves the
+//! program passes that filter.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::{Arc, RwLock};
+
+/// What stands in a secret's place.
+pub const MASK: &str = "●●●●";
+
+/// A value that shows as [`MASK`] however it is printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a value.
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The value itself, for the one call that needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(MASK)
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(MASK)
+    }
+}
+
+/// Knows a run's secrets and masks them wherever they turn up, also percent-encoded
+/// (inside a URL) or JSON-escaped. Cloning shares the list.
+#[derive(Clone, Default)]
+pub struct Redactor {
+    /// Longest first, so that a secret that contains another goes whole.
+    needles: Arc<RwLock<Vec<String>>>,
+}
+
+impl fmt::Debug for Redactor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Redactor")
+    }
+}
+
+impl Redactor {
+    /// Registers a secret, with the forms it takes inside URLs and JSON. A URL with a
+    /// password registers the password as well, since errors quote it alone.
+    pub fn add(&self, secret: &str) {
+        let mut forms = vec![secret.to_owned(), percent_encode(secret), json_escape(secret)];
+        if let Some(password) = url_password(secret) {
+            let decoded = percent_decode(password);
+            forms.extend([password.to_owned(), percent_encode(&decoded), json_escape(&decoded), decoded]);
+        }
+        // A lock is poisoned only by a panic while it is held; pushing to a list doesn't.
+        let mut needles = self.needles.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for form in forms {
+            // An empty needle would match everywhere.
+            if !form.is_empty() && !needles.contains(&form) {
+                needles.push(form);
+            }
+        }
+        needles.sort_by_key(|needle| std::cmp::Reverse(needle.len()));
+    }
+
+    /// `text` with every secret masked.
+    pub fn redact<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        let needles = self.needles.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut result = Cow::Borrowed(text);
+        for needle in needles.iter() {
+            if result.contains(needle.as_str()) {
+                result = Cow::Owned(result.replace(needle.as_str(), MASK));
+            }
+        }
+        result
+    }
+
+    /// `value` with every secret masked in its strings and keys.
+    pub fn redact_json(&self, value: serde_json::Value) -> serde_json::Value {
+        use serde_json::Value;
+        match value {
+            Value::String(text) => Value::String(self.redact(&text).into_owned()),
+            Value::Array(items) => items.into_iter().map(|item| self.redact_json(item)).collect(),
+            Value::Object(map) => map
+                .into_iter()
+                .map(|(key, item)| (self.redact(&key).into_owned(), self.redact_json(item)))
+                .collect(),
+            other => other,
+        }
+    }
+
+    /// A filter for a stream that arrives in pieces: a secret split over two writes is
+    /// masked all the same.
+    pub fn stream(&self) -> RedactStream {
+        RedactStream { redactor: self.clone(), held: Vec::new() }
+    }
+
+    /// Whether `text` holds a secret.
+    pub fn finds(&self, text: &str) -> bool {
+        matches!(self.redact(text), Cow::Owned(_))
+    }
+
+    fn longest(&self) -> usize {
+        let needles = self.needles.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        needles.first().map_or(0, String::len)
+    }
+}
+
+/// See [`Redactor::stream`].
+#[derive(Debug)]
+pub struct RedactStream {
+    redactor: Redactor,
+    held: Vec<u8>,
+}
+
+impl RedactStream {
+    /// Takes the next piece, gives back what is safe to show.
+    pub fn push(&mut self, piece: &[u8]) -> String {
+        self.held.extend_from_slice(piece);
+        // Whole lines go at once; what is left is held until no secret can still begin in it.
+        let line_end = self.held.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let keep_for_secret = self.redactor.longest().max(4);
+        let mut cut = if self.holds_multiline() {
+            self.held.len().saturating_sub(keep_for_secret)
+        } else {
+            line_end.max(self.held.len().saturating_sub(64 * 1024 + keep_for_secret))
+        };
+        cut = self.cut_outside_secrets(cut);
+        let ready: Vec<u8> = self.held.drain(..cut).collect();
+        self.redactor.redact(&String::from_utf8_lossy(&ready)).into_owned()
+    }
+
+    /// What is left at the end of the stream.
+    pub fn finish(&mut self) -> String {
+        let rest = std::mem::take(&mut self.held);
+        self.redactor.redact(&String::from_utf8_lossy(&rest)).into_owned()
+    }
+
+    fn holds_multiline(&self) -> bool {
+        let needles = self.redactor.needles.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        needles.iter().any(|needle| needle.contains('\n'))
+    }
+
+    /// Moves `cut` down to before any secret that straddles it.
+    fn cut_outside_secrets(&self, mut cut: usize) -> usize {
+        let needles = self.redactor.needles.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for needle in needles.iter() {
+            let bytes = needle.as_bytes();
+            let from = cut.saturating_sub(bytes.len().saturating_sub(1));
+            for start in from..cut {
+                if self.held[start..].starts_with(bytes) {
+                    cut = start;
+                    break;
+                }
+            }
+        }
+        cut
+    }
+}
+
+fn percent_encode(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+fn percent_decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let hex = bytes.get(at + 1..at + 3).and_then(|hex| std::str::from_utf8(hex).ok());
+        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) if bytes[at] == b'%' => {
+                decoded.push(byte);
+                at += 3;
+            }
+            _ => {
+                decoded.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+fn json_escape(text: &str) -> String {
+    let quoted = serde_json::Value::from(text).to_string();
+    quoted[1..quoted.len() - 1].to_owned()
+}
+
+/// The password of `scheme://user:password@host…`, as it is written there.
+fn url_password(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once("://")?;
+    let authority = rest.split(['/', '?', '#']).next()?;
+    let (user_info, _) = authority.rsplit_once('@')?;
+    user_info.split_once(':').map(|(_, password)| password)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_secret_never_prints() {
+        let secret = Secret::new("hunter2");
+        assert_eq!(format!("{secret} {secret:?}"), format!("{MASK} {MASK}"));
+    }
+
+    #[test]
+    fn a_url_registers_its_password() {
+        let redactor = Redactor::default();
+        redactor.add("postgres://admin:p%40ss@db:5432/x");
+        assert_eq!(redactor.redact("password p@ss refused"), format!("password {MASK} refused"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_split_lets_a_secret_through(
+            secret in "[a-zA-Z0-9:/@ \"]{6,30}",
+            before in "[a-z\n]{0,200}",
+            after in "[a-z\n]{0,200}",
+            cut in 0usize..400,
+        ) {
+            let redactor = Redactor::default();
+            redactor.add(&secret);
+            let text = format!("{before}{secret}{after}");
+            let cut = cut.min(text.len());
+            let mut stream = redactor.stream();
+            let shown = stream.push(&text.as_bytes()[..cut]) + &stream.push(&text.as_bytes()[cut..]) + &stream.finish();
+            prop_assert!(!shown.contains(&secret));
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! The outside world, one file a system, and the targets' settings.
+//!
+//! Knows nothing of plans or steps. Settings are parsed here (an environment's
+//! `targets`), connections are made here, and failures are classed here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::Failure;
+use crate::secret::Redactor;
+use crate::units::Duration;
+
+/// A target's kind and settings, as an environment (or a plan's default) gives them:
+/// `postgres: { url: … }`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// A PostgreSQL server.
+    Postgres(PostgresSettings),
+    /// A Docker engine.
+    Docker(DockerSettings),
+    /// A storage.
+    Storage(StorageSettings),
+    /// An HTTP service.
+    Http(HttpSettings),
+    /// A web hook.
+    Webhook(WebhookSettings),
+}
+
+/// The kinds of targets, as plans name them.
+pub const KINDS: [&str; 5] = ["postgres", "docker", "storage", "http", "webhook"];
+
+impl Target {
+    /// The kind's name.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Postgres(_) => "postgres",
+            Self::Docker(_) => "docker",
+            Self::Storage(_) => "storage",
+            Self::Http(_) => "http",
+            Self::Webhook(_) => "webhook",
+        }
+    }
+}
+
+/// How to reach a PostgreSQL server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PostgresSettings {
+    /// A libpq connection URI, as `postgres://user:password@host:5432/postgres`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// The database to connect to for work on other databases.
+    #[serde(default = "maintenance_database")]
+    pub maintenance_database: String,
+    /// The folder of `pg_dump`, `pg_restore` and `psql`; otherwise they are looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bin_dir: Option<String>,
+    /// Containers that use its databases, as `docker/mana-core-auth`.
+    #[serde(default)]
+    pub clients: Vec<String>,
+    /// Instead of `url`: a throwaway cluster that Lifeboat starts and removes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<PostgresSandbox>,
+}
+
+/// A throwaway PostgreSQL cluster.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct PostgresSandbox {
+    /// The server's major version; by default the newest that is installed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+    /// The port on 127.0.0.1; by default a free one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Server settings (`shared_buffers: 64MB`).
+    pub settings: BTreeMap<String, String>,
+}
+
+fn maintenance_database() -> String {
+    "postgres".to_owned()
+}
+
+/// How to reach a Docker engine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DockerSettings {
+    /// `unix:///var/run/docker.sock`, `tcp://host:2375`, or `https://host:2376` with `tls`.
+    #[serde(default = "docker_host")]
+    pub host: String,
+    /// Certificates for a TLS-protected engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<DockerTls>,
+}
+
+fn docker_host() -> String {
+    "unix:///var/run/docker.sock".to_owned()
+}
+
+/// Certificate files, as Docker's own `DOCKER_CERT_PATH` holds them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DockerTls {
+    /// The authority's certificate.
+    pub ca: String,
+    /// The client's certificate.
+    pub cert: String,
+    /// The client's key.
+    pub key: String,
+}
+
+/// A storage: an opendal scheme and that service's own settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StorageSettings {
+    /// `fs`, `s3`.
+    pub scheme: String,
+    /// The service's settings, by opendal's names (`root`, `bucket`, `endpoint`, `region`, `access_key_id`…).
+    #[serde(flatten)]
+    pub settings: BTreeMap<String, String>,
+}
+
+/// An HTTP service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HttpSettings {
+    /// What paths are appended to, as `http://localhost:3001`.
+    pub base_url: String,
+    /// Sent with each request.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// The bound on one request.
+    #[serde(default = "http_timeout")]
+    pub timeout: Duration,
+    /// A PEM file of authorities to trust besides the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<String>,
+    /// Credentials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<HttpAuth>,
+}
+
+fn http_timeout() -> Duration {
+    Duration::seconds(10)
+}
+
+/// HTTP credentials.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum HttpAuth {
+    /// Name and password.
+    Basic {
+        /// The name.
+        user: String,
+        /// The password.
+        password: String,
+    },
+    /// A token.
+    Bearer(String),
+}
+
+/// A web hook.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WebhookSettings {
+    /// Where to POST.
+    pub url: String,
+    /// The body's form.
+    #[serde(default)]
+    pub format: WebhookFormat,
+    /// Sent with each request.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+}
+
+/// The body of a web hook's request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WebhookFormat {
+    /// One JSON object with everything known.
+    #[default]
+    Json,
+    /// `{ "text": … }`, as Slack and those like it take it.
+    Slack,
+}
+
+/// The targets of a run, ready to be reached. Cheap to clone; clones share connections'
+/// settings. [`Services::for_attempt`] gives one attempt its own label and cancellation.
+#[derive(Clone, Debug)]
+pub struct Services {
+    targets: Arc<BTreeMap<String, Target>>,
+    redactor: Redactor,
+    /// `lifeboat:<run>:<step>:<attempt>`: the application name of database sessions.
+    label: Arc<str>,
+    cancel: CancellationToken,
+    /// Database sessions of a dry-run can't write.
+    read_only: bool,
+}
+
+impl Services {
+    /// Services for these targets.
+    pub fn new(targets: BTreeMap<String, Target>, redactor: Redactor) -> Self {
+        Self {
+            targets: Arc::new(targets),
+            redactor,
+            label: "lifeboat".into(),
+            cancel: CancellationToken::new(),
+            read_only: false,
+        }
+    }
+
+    /// The same targets for one attempt of a step.
+    #[must_use]
+    pub fn for_attempt(&self, label: &str, cancel: CancellationToken) -> Self {
+        Self { label: label.into(), cancel, ..self.clone() }
+    }
+
+    /// The same targets for a dry-run: database sessions are `default_transaction_read_only`.
+    #[must_use]
+    pub fn read_only(&self) -> Self {
+        Self { read_only: true, ..self.clone() }
+    }
+
+    /// Whether these are a dry-run's.
+    pub const fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The application name of database sessions.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// Triggered when the attempt must end.
+    pub const fn cancel(&self) -> &CancellationToken {
+        &self.cancel
+    }
+
+    /// Masks secrets in texts from outside.
+    pub const fn redactor(&self) -> &Redactor {
+        &self.redactor
+    }
+
+    /// A target's settings.
+    ///
+    /// # Errors
+    /// When the environment has no target of that name.
+    pub fn target(&self, name: &str) -> Result<&Target, Failure> {
+        self.targets.get(name).ok_or_else(|| {
+            Failure::permanent(format!("the environment has no target `{name}`"))
+                .help(format!("add `{name}` under `targets` in the environment file"))
+        })
+    }
+}

@@ -1,0 +1,169 @@
+//! Effects: what a step reads, creates, changes and destroys, as named resources.
+//!
+//! From them come the hazards, the locks, the dry-run's world and the impact counts.
+
+use std::fmt;
+
+use crate::record::event::EffectRecord;
+
+/// Something in the outside world that steps act on, as text:
+/// `postgres:db/manacore_auth/auth.users`, `container:docker/mana-core-auth`,
+/// `object:backups/x.sql.gz`, `http:auth`, `file:path`, `host:…`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Resource(String);
+
+impl Resource {
+    /// A whole PostgreSQL server, by target.
+    pub fn server(target: &str) -> Self {
+        Self(format!("postgres:{target}"))
+    }
+
+    /// A database.
+    pub fn database(target: &str, database: &str) -> Self {
+        Self(format!("postgres:{target}/{database}"))
+    }
+
+    /// A table, as `schema.table`.
+    pub fn table(target: &str, database: &str, table: &str) -> Self {
+        Self(format!("postgres:{target}/{database}/{table}"))
+    }
+
+    /// A container.
+    pub fn container(target: &str, container: &str) -> Self {
+        Self(format!("container:{target}/{container}"))
+    }
+
+    /// An object in a storage; a prefix when it ends with `*`.
+    pub fn object(target: &str, path: &str) -> Self {
+        Self(format!("object:{target}/{path}"))
+    }
+
+    /// Anything else, as `kind:name`.
+    pub fn other(kind: &str, name: &str) -> Self {
+        Self(format!("{kind}:{name}"))
+    }
+
+    /// The text form.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether one is the other, or holds it: a database holds its tables, `backups/daily*` its objects.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        holds(&self.0, &other.0) || holds(&other.0, &self.0)
+    }
+}
+
+fn holds(outer: &str, inner: &str) -> bool {
+    match outer.strip_suffix('*') {
+        Some(prefix) => inner.starts_with(prefix),
+        None => inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+    }
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How a step touches a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Access {
+    /// Looks, changes nothing.
+    Read,
+    /// Brings it into being.
+    Create,
+    /// Changes it; what was there can be told from what is there after.
+    Change,
+    /// What was there is gone.
+    Destroy,
+    /// Nobody knows: a command or a request that doesn't declare its effects.
+    Undetermined,
+}
+
+impl Access {
+    /// The word used in JSON and on screens.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Create => "create",
+            Self::Change => "change",
+            Self::Destroy => "destroy",
+            Self::Undetermined => "undetermined",
+        }
+    }
+
+    /// Whether it can alter anything.
+    pub const fn writes(self) -> bool {
+        !matches!(self, Self::Read)
+    }
+}
+
+/// What an effect means beyond its access; the hazard checks read it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// Nothing special.
+    #[default]
+    Plain,
+    /// Stops a service.
+    Stops,
+    /// Starts a service.
+    Starts,
+    /// Takes a database away from under its clients: dropped, or another one put in its place.
+    Displaces,
+    /// Proves that a good backup exists.
+    ProvesBackup,
+    /// Verifies what the resource holds, or that a service is well.
+    Verifies,
+}
+
+/// One effect of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Effect {
+    /// How.
+    pub access: Access,
+    /// What.
+    pub resource: Resource,
+    /// What it means for the hazards.
+    pub role: Role,
+}
+
+impl Effect {
+    /// A plain effect.
+    pub const fn new(access: Access, resource: Resource) -> Self {
+        Self { access, resource, role: Role::Plain }
+    }
+
+    /// A read.
+    pub const fn read(resource: Resource) -> Self {
+        Self::new(Access::Read, resource)
+    }
+
+    /// The same effect with a meaning.
+    #[must_use]
+    pub const fn role(mut self, role: Role) -> Self {
+        self.role = role;
+        self
+    }
+}
+
+impl From<&Effect> for EffectRecord {
+    fn from(effect: &Effect) -> Self {
+        Self { access: effect.access.as_str().to_owned(), resource: effect.resource.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_holds_its_tables_and_no_namesake() {
+        let database = Resource::database("db", "auth");
+        assert!(database.overlaps(&Resource::table("db", "auth", "auth.users")));
+        assert!(Resource::server("db").overlaps(&database));
+        assert!(!database.overlaps(&Resource::database("db", "auth_old")));
+        assert!(Resource::object("s", "daily_*").overlaps(&Resource::object("s", "daily_1.gz")));
+    }
+}

@@ -1,0 +1,510 @@
+//! What a step type is: parameters, static check, effects, preview, run, after-kill.
+//!
+//! One file below this folder holds one type whole. A new type is one new file, one
+//! line in [`step_types!`] below, and its test: schema, reference, completion,
+//! dry-run and docs follow from it. Knows nothing of plans, the engine or reports.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+pub mod effect;
+pub mod world;
+
+use crate::failure::Failure;
+use crate::ids::{RunId, StepId};
+use crate::record::event::{Answer, Outputs, Progress, Question};
+use crate::secret::Redactor;
+use crate::service::Services;
+use effect::{Access, Effect, Resource};
+use world::{Fact, World};
+
+/// A step with its parameters rendered: what the engine previews and runs.
+#[async_trait]
+pub trait Step: fmt::Debug + Send + Sync {
+    /// What this step touches, from its parameters alone. Values that only the run
+    /// knows stand in them as `‹find-backup.path›`.
+    fn effects(&self) -> Vec<Effect>;
+
+    /// What can be found wrong in the parameters without contact, beyond their types.
+    fn check(&self, _found: &mut Findings) {}
+
+    /// What this step would do, read-only. The one code path of dry-run and preflight.
+    async fn preview(&self, cx: &PreviewCx<'_>) -> Preview;
+
+    /// Does it. Must stop soon after `cx.cancel` is triggered, leaving nothing running.
+    ///
+    /// # Errors
+    /// A [`Failure`] that says what was attempted, what the other side said, and if a retry can help.
+    async fn run(&self, cx: &RunCx) -> Result<Done, Failure>;
+
+    /// What became of an attempt that was started and never heard of again, answered
+    /// from the real systems with what it noted (`cx.notes`).
+    ///
+    /// # Errors
+    /// When the systems can't be asked now.
+    async fn after_kill(&self, _cx: &RunCx) -> Result<AfterKill, Failure> {
+        Ok(AfterKill::RunAgain { why: "it only reads".to_owned() })
+    }
+
+    /// A step for people: what to ask. It is then never run, only asked.
+    fn question(&self, _now: jiff::Timestamp) -> Option<Question> {
+        None
+    }
+
+    /// The outputs that the agreeing answers of a step for people make.
+    fn answered(&self, _answers: &[Answer]) -> Outputs {
+        Outputs::new()
+    }
+}
+
+/// The static side of a step type; its parameters are the type itself.
+pub trait StepType: Step + DeserializeOwned + JsonSchema + 'static {
+    /// The key in a plan: `postgres.restore`.
+    const NAME: &'static str;
+    /// One sentence for the reference and completion.
+    const SUMMARY: &'static str;
+    /// How it answers after a kill, for the reference.
+    const AFTER_KILL: &'static str = "run again";
+    /// Whether its success proves that things are well: recovery time ends with the last such step.
+    const PROVES_HEALTH: bool = false;
+
+    /// What later steps may read of it.
+    fn outputs() -> Vec<Output> {
+        Vec::new()
+    }
+}
+
+/// A declared output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// Its name.
+    pub name: &'static str,
+    /// Its type.
+    pub kind: ValueKind,
+    /// One sentence.
+    pub help: &'static str,
+}
+
+/// The types of inputs and outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ValueKind {
+    /// Text.
+    String,
+    /// A whole number.
+    Integer,
+    /// A number.
+    Number,
+    /// `true` or `false`.
+    Boolean,
+    /// A duration, as text.
+    Duration,
+    /// An instant, as RFC 3339 text.
+    Timestamp,
+    /// A list.
+    List,
+    /// A map.
+    Object,
+    /// Whatever the other side gives.
+    Any,
+}
+
+/// Shorthand for [`StepType::outputs`].
+pub const fn output(name: &'static str, kind: ValueKind, help: &'static str) -> Output {
+    Output { name, kind, help }
+}
+
+/// A step type as the rest of the program sees it.
+#[derive(Clone, Copy)]
+pub struct TypeInfo {
+    /// See [`StepType::NAME`].
+    pub name: &'static str,
+    /// See [`StepType::SUMMARY`].
+    pub summary: &'static str,
+    /// See [`StepType::AFTER_KILL`].
+    pub after_kill: &'static str,
+    /// See [`StepType::PROVES_HEALTH`].
+    pub proves_health: bool,
+    /// See [`StepType::outputs`].
+    pub outputs: fn() -> Vec<Output>,
+    /// The parameters' JSON Schema. Extensions in it: `x-target` (the property names a
+    /// target of that kind), `x-sql` (a bare template is an error), `x-arguments` (ends
+    /// up in a process's arguments: no secrets).
+    pub schema: fn(&mut SchemaGenerator) -> Schema,
+    /// Parameters from JSON, all templates rendered.
+    pub parse: fn(Value) -> Result<Arc<dyn Step>, ParamError>,
+}
+
+impl fmt::Debug for TypeInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl PartialEq for TypeInfo {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+/// A parameter that does not fit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParamError {
+    /// Where, as a JSON pointer below the parameters.
+    pub pointer: String,
+    /// What is wrong.
+    pub message: String,
+}
+
+const fn info<T: StepType>() -> TypeInfo {
+    TypeInfo {
+        name: T::NAME,
+        summary: T::SUMMARY,
+        after_kill: T::AFTER_KILL,
+        proves_health: T::PROVES_HEALTH,
+        outputs: T::outputs,
+        schema: T::json_schema,
+        parse: parse::<T>,
+    }
+}
+
+fn parse<T: StepType>(params: Value) -> Result<Arc<dyn Step>, ParamError> {
+    match serde_path_to_error::deserialize::<_, T>(params) {
+        Ok(step) => Ok(Arc::new(step)),
+        Err(error) => {
+            let pointer = error.path().iter().fold(String::new(), |pointer, segment| match segment {
+                serde_path_to_error::Segment::Seq { index } => format!("{pointer}/{index}"),
+                serde_path_to_error::Segment::Map { key } => {
+                    format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1"))
+                }
+                _ => pointer,
+            });
+            Err(ParamError { pointer, message: error.into_inner().to_string() })
+        }
+    }
+}
+
+/// Lists the step types, in the order of the reference.
+macro_rules! step_types {
+    ($($type:path,)*) => {
+        /// Every step type, in the order of the reference.
+        pub static TYPES: &[TypeInfo] = &[$(info::<$type>(),)*];
+    };
+}
+
+step_types! {}
+
+/// The step type of that name.
+pub fn find(name: &str) -> Option<&'static TypeInfo> {
+    TYPES.iter().find(|info| info.name == name)
+}
+
+/// Collects what a static check finds.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// What was found so far.
+    pub found: Vec<Finding>,
+}
+
+/// A mistake in a step's parameters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Where, as a JSON pointer below the parameters.
+    pub pointer: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to write instead.
+    pub help: Option<String>,
+}
+
+impl Findings {
+    /// Adds a mistake.
+    pub fn add(&mut self, pointer: impl Into<String>, message: impl Into<String>, help: impl Into<Option<String>>) {
+        self.found.push(Finding { pointer: pointer.into(), message: message.into(), help: help.into() });
+    }
+}
+
+/// What a preview may use.
+#[derive(Debug)]
+pub struct PreviewCx<'a> {
+    /// The step's id.
+    pub step: &'a StepId,
+    /// The real systems, read-only; `None` with `--offline`.
+    pub services: Option<&'a Services>,
+    /// What the steps before foretell.
+    pub world: &'a World,
+    /// JSON pointers (below the parameters) of values that only the run knows; the
+    /// parameters hold a stand-in of the right type there.
+    pub unknown: &'a [String],
+}
+
+impl PreviewCx<'_> {
+    /// Whether the parameter at `pointer` (`/from/path`), or something in it, is known only in the run.
+    pub fn is_unknown(&self, pointer: &str) -> bool {
+        self.unknown.iter().any(|unknown| {
+            unknown == pointer || unknown.starts_with(&format!("{pointer}/")) || pointer.starts_with(&format!("{unknown}/"))
+        })
+    }
+}
+
+/// What a step would do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Bring something into being.
+    Create,
+    /// Change something.
+    Change,
+    /// Destroy something.
+    Destroy,
+    /// Look only.
+    Read,
+    /// Nothing: things are already as the step wants them.
+    None,
+    /// Ask a person.
+    Ask,
+    /// Not run: its `when` is false.
+    Skip,
+    /// It could not do it.
+    Blocked,
+}
+
+impl Action {
+    /// The word used in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Change => "change",
+            Self::Destroy => "destroy",
+            Self::Read => "read",
+            Self::None => "none",
+            Self::Ask => "ask",
+            Self::Skip => "skip",
+            Self::Blocked => "blocked",
+        }
+    }
+}
+
+/// How sure a preview is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Certainty {
+    /// Seen in the real world.
+    Observed,
+    /// Follows from an earlier step of the plan, or from declarations alone.
+    Assumed,
+    /// Nobody can foretell it.
+    Undetermined,
+}
+
+impl Certainty {
+    /// The word used in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Observed => "observed",
+            Self::Assumed => "assumed",
+            Self::Undetermined => "undetermined",
+        }
+    }
+}
+
+/// A preview's answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Preview {
+    /// What it would do.
+    pub action: Action,
+    /// How sure that is.
+    pub certainty: Certainty,
+    /// One line for people: `drop database manacore_auth (1.2 GiB, 3 sessions)`.
+    pub summary: String,
+    /// Why it is blocked, or what to know before it runs. A problem with `blocks` makes the action [`Action::Blocked`].
+    pub problems: Vec<Trouble>,
+    /// What will be so after it.
+    pub facts: Vec<(Resource, Fact)>,
+    /// The outputs that are known before the run; the others are typed unknowns.
+    pub outputs: Outputs,
+}
+
+/// A problem that a preview saw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// What is in the way.
+    pub message: String,
+    /// What to do about it.
+    pub help: Option<String>,
+    /// Whether the step can't run because of it.
+    pub blocks: bool,
+}
+
+impl Preview {
+    /// A preview without problems.
+    pub fn new(action: Action, certainty: Certainty, summary: impl Into<String>) -> Self {
+        Self { action, certainty, summary: summary.into(), problems: vec![], facts: vec![], outputs: Outputs::new() }
+    }
+
+    /// What a read-only check or a declared effect comes to when nothing can be looked at:
+    /// the strongest access of `effects`, assumed.
+    pub fn from_effects(effects: &[Effect], summary: impl Into<String>) -> Self {
+        let strongest = effects.iter().map(|effect| effect.access).max().unwrap_or(Access::Read);
+        let (action, certainty) = match strongest {
+            Access::Read => (Action::Read, Certainty::Assumed),
+            Access::Create => (Action::Create, Certainty::Assumed),
+            Access::Change => (Action::Change, Certainty::Assumed),
+            Access::Destroy => (Action::Destroy, Certainty::Assumed),
+            Access::Undetermined => (Action::Change, Certainty::Undetermined),
+        };
+        Self::new(action, certainty, summary)
+    }
+
+    /// Adds a fact that will be so after the step.
+    #[must_use]
+    pub fn fact(mut self, resource: Resource, fact: Fact) -> Self {
+        self.facts.push((resource, fact));
+        self
+    }
+
+    /// Adds an output known before the run.
+    #[must_use]
+    pub fn output(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.outputs.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Adds a problem that stands in the way.
+    #[must_use]
+    pub fn blocked(mut self, message: impl Into<String>, help: impl Into<Option<String>>) -> Self {
+        self.action = Action::Blocked;
+        self.problems.push(Trouble { message: message.into(), help: help.into(), blocks: true });
+        self
+    }
+
+    /// Adds something to know before the run.
+    #[must_use]
+    pub fn warning(mut self, message: impl Into<String>, help: impl Into<Option<String>>) -> Self {
+        self.problems.push(Trouble { message: message.into(), help: help.into(), blocks: false });
+        self
+    }
+
+    /// A preview that failed: the step is blocked by it.
+    pub fn failed(failure: Failure) -> Self {
+        Self::new(Action::Blocked, Certainty::Observed, failure.message.clone()).blocked(failure.message, failure.help)
+    }
+}
+
+/// A run's answer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Done {
+    /// The declared outputs.
+    pub outputs: Outputs,
+    /// One line for people: `3 tables, 1,204 rows`.
+    pub summary: Option<String>,
+}
+
+impl Done {
+    /// Done, with one line to say so.
+    pub fn new(summary: impl Into<String>) -> Self {
+        Self { outputs: Outputs::new(), summary: Some(summary.into()) }
+    }
+
+    /// Adds an output.
+    #[must_use]
+    pub fn output(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.outputs.insert(name.to_owned(), value.into());
+        self
+    }
+}
+
+/// What became of an attempt that nobody heard of again.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AfterKill {
+    /// It took effect, whole: kept.
+    Happened(Done),
+    /// It had no effect: run.
+    DidNotHappen {
+        /// How that is known.
+        why: String,
+    },
+    /// It took effect in part: run, which goes on from there or cleans up first.
+    Partly {
+        /// What is there.
+        what: String,
+    },
+    /// It is still going on in the world: wait and ask again.
+    StillGoing {
+        /// What is.
+        what: String,
+    },
+    /// Running it again is always right.
+    RunAgain {
+        /// Why.
+        why: String,
+    },
+    /// Nobody can tell: a person decides, unless the plan says `interrupted: rerun`.
+    CannotTell {
+        /// Why not, and how to look.
+        why: String,
+    },
+}
+
+/// What an attempt may use.
+#[derive(Clone)]
+pub struct RunCx {
+    /// The run.
+    pub run: RunId,
+    /// The step.
+    pub step: StepId,
+    /// The attempt, from 1.
+    pub attempt: u32,
+    /// The real systems. Connections carry `lifeboat:<run>:<step>:<attempt>` as their name
+    /// and end when `cancel` is triggered.
+    pub services: Services,
+    /// What earlier attempts of this step noted, oldest first: attempt and note.
+    pub notes: Vec<(u32, Value)>,
+    /// Where notes, progress and log lines go.
+    pub reporter: Arc<dyn Reporter>,
+    /// Triggered by a timeout, a second Ctrl-C or SIGTERM.
+    pub cancel: CancellationToken,
+    /// Masks secrets in texts from outside.
+    pub redactor: Redactor,
+}
+
+impl fmt::Debug for RunCx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RunCx({} {} attempt {})", self.run, self.step, self.attempt)
+    }
+}
+
+impl RunCx {
+    /// Writes a note to the journal and waits until it is on disk. Call it before the
+    /// effect that the note helps to find again.
+    ///
+    /// # Errors
+    /// When the journal can't be written: don't act then.
+    pub async fn note(&self, note: Value) -> Result<(), Failure> {
+        self.reporter.note(note).await
+    }
+
+    /// Tells how far the step is. Cheap; may be dropped.
+    pub fn progress(&self, progress: Progress) {
+        self.reporter.progress(progress);
+    }
+
+    /// Adds text to the attempt's log file (secrets are masked on the way).
+    pub fn log(&self, text: &str) {
+        self.reporter.log(text);
+    }
+}
+
+/// Where a running step's words go.
+#[async_trait]
+pub trait Reporter: Send + Sync {
+    /// See [`RunCx::note`].
+    async fn note(&self, note: Value) -> Result<(), Failure>;
+    /// See [`RunCx::progress`].
+    fn progress(&self, progress: Progress);
+    /// See [`RunCx::log`].
+    fn log(&self, text: &str);
+}
