@@ -1,0 +1,44 @@
+# The recipes of this project. On a fresh machine run them with `.ci/just RECIPE`, which installs
+# what a recipe needs.
+
+_list:
+    @just --list --unsorted
+
+# Run a whole recovery on throwaway services: seed, back up, corrupt, restore, prove, report.
+demo *ARGS:
+    cargo run --quiet --release -- demo {{ARGS}}
+
+# Run all tests against real PostgreSQL, Docker and S3, started and stopped around them.
+test *ARGS:
+    .ci/services run .ci/tests {{ARGS}}
+
+# Check formatting, lints, licences and sources of dependencies.
+lint:
+    cargo fmt --check
+    cargo clippy --quiet --all-targets --all-features -- -D warnings
+    cargo deny --log-level error check licenses bans sources
+
+# Format the code.
+fmt:
+    cargo fmt
+
+# Regenerate schemas/, docs/steps.md and docs/commands.md from the program.
+schemas:
+    .ci/schemas
+
+# Measure: checks, start-up, runs beside other tools, restores beside psql.
+bench *ARGS:
+    cargo build --quiet --release
+    target/venv/bin/python tests/bench/bench.py {{ARGS}}
+
+# Build the API documentation; a broken link is an error.
+docs:
+    RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps --document-private-items
+
+# Start the services that the tests need, and leave them running.
+services-up:
+    .ci/services up
+
+# Stop the services and remove their files.
+services-down:
+    .ci/services down
