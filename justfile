@@ -16,7 +16,7 @@ test *ARGS:
 lint:
     cargo fmt --check
     cargo clippy --quiet --all-targets --all-features -- -D warnings
-    cargo deny --log-level error check licenses bans sources
+    cargo deny --log-level error check -D unmatched-skip -D unnecessary-skip licenses bans sources
 
 # Format the code.
 fmt:
