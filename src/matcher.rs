@@ -212,7 +212,9 @@ mod tests {
 
     #[test]
     fn mistakes_are_refused() {
-        for bad in [json!({"minimum": 1}), json!({"min": [1]}), json!({"matches": "("}), json!({"near": {"value": 1}})] {
+        for bad in
+            [json!({"minimum": 1}), json!({"min": [1]}), json!({"matches": "("}), json!({"near": {"value": 1}})]
+        {
             assert!(Matcher::new(bad.clone()).is_err(), "{bad}");
         }
     }

@@ -247,7 +247,9 @@ impl PreviewCx<'_> {
     /// Whether the parameter at `pointer` (`/from/path`), or something in it, is known only in the run.
     pub fn is_unknown(&self, pointer: &str) -> bool {
         self.unknown.iter().any(|unknown| {
-            unknown == pointer || unknown.starts_with(&format!("{pointer}/")) || pointer.starts_with(&format!("{unknown}/"))
+            unknown == pointer
+                || unknown.starts_with(&format!("{pointer}/"))
+                || pointer.starts_with(&format!("{unknown}/"))
         })
     }
 }
@@ -342,7 +344,14 @@ pub struct Trouble {
 impl Preview {
     /// A preview without problems.
     pub fn new(action: Action, certainty: Certainty, summary: impl Into<String>) -> Self {
-        Self { action, certainty, summary: summary.into(), problems: vec![], facts: vec![], outputs: Outputs::new() }
+        Self {
+            action,
+            certainty,
+            summary: summary.into(),
+            problems: vec![],
+            facts: vec![],
+            outputs: Outputs::new(),
+        }
     }
 
     /// What a read-only check or a declared effect comes to when nothing can be looked at:
@@ -390,7 +399,8 @@ impl Preview {
 
     /// A preview that failed: the step is blocked by it.
     pub fn failed(failure: Failure) -> Self {
-        Self::new(Action::Blocked, Certainty::Observed, failure.message.clone()).blocked(failure.message, failure.help)
+        Self::new(Action::Blocked, Certainty::Observed, failure.message.clone())
+            .blocked(failure.message, failure.help)
     }
 }
 
