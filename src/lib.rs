@@ -2,14 +2,18 @@
 //!
 //! The layers, each importing only what stands above it in this list:
 //! small words of the domain ([`ids`], [`units`], [`secret`], [`retry`], [`matcher`], [`failure`]),
-//! [`record`] (what happened), [`service`] (the outside world), [`step`] (what a step type is).
+//! [`template`], [`record`] (what happened), [`service`] (the outside world), [`step`] (what a
+//! step type is), [`environment`], [`plan`] (a checked graph of steps).
 
+pub mod environment;
 pub mod failure;
 pub mod ids;
 pub mod matcher;
+pub mod plan;
 pub mod record;
 pub mod retry;
 pub mod secret;
 pub mod service;
 pub mod step;
+pub mod template;
 pub mod units;
