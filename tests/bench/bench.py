@@ -1,0 +1,119 @@
+"""Prints one table of figures, from one run on one machine (`just bench`).
+
+What it measures: `check` of generated plans, start-up and size, runs of many small steps beside
+other tools, and a restore beside psql. Runs are interleaved; times are medians of wall-clock
+seconds; memory is the peak of the largest process.
+"""
+
+import argparse
+import os
+import platform
+import shutil
+
+import graphs
+import restore
+from measure import Contender, interleaved
+
+ROOT = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", ".."))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="check,start,runs,restore", help="some of: %(default)s")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of the runs (%(default)s)")
+    parser.add_argument("--users", type=int, default=200_000, help="size of the dump (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="of runs and restores (%(default)s)")
+    parser.add_argument("--others", action="store_true", help="measure only the other tools")
+    options = parser.parse_args()
+    wanted = options.only.split(",")
+
+    lifeboat = None if options.others else os.path.join(ROOT, "target", "release", "lifeboat")
+    folder = os.path.join(ROOT, "target", "bench")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+
+    table = Table()
+    if lifeboat and "check" in wanted:
+        check(table, lifeboat, folder)
+    if lifeboat and "start" in wanted:
+        start(table, lifeboat, folder)
+    if "runs" in wanted:
+        for chain in (True, False):
+            shape = "a chain" if chain else "side by side"
+            table.add(
+                f"run {options.steps} `true` steps, {shape}",
+                interleaved(
+                    graphs.contenders(
+                        lifeboat, os.path.join(ROOT, "target", "venv"), folder, options.steps, chain,
+                        ansible_count=max(1, options.steps // 5),
+                    ),
+                    options.rounds,
+                ),
+            )
+    if "restore" in wanted:
+        results, megabytes = restore.compare(lifeboat, folder, options.users, options.rounds)
+        table.add(f"restore a database of {megabytes} MiB from .sql.gz", results)
+    print(machine())
+    print()
+    table.print()
+    shutil.rmtree(folder)
+
+
+def check(table, lifeboat, folder):
+    for chain in (True, False):
+        contenders = []
+        for count in (100, 1000, 10_000):
+            shape = "chain" if chain else "wide"
+            plan = f"{folder}/check/{shape}-{count}.yaml"
+            graphs.lifeboat_plan(plan, count, chain)
+            contenders.append(Contender(
+                f"{count} steps", [lifeboat, "check", plan], folder,
+                note=f"{os.path.getsize(plan) / 1024:.0f} KiB of YAML",
+            ))
+        table.add(f"check, {'a chain' if chain else 'side by side'}", interleaved(contenders, 7), compared=False)
+
+
+def start(table, lifeboat, folder):
+    plan = f"{folder}/start/plan.yaml"
+    graphs.lifeboat_plan(plan, 1, True)
+    contenders = [
+        Contender("--version", [lifeboat, "--version"], folder),
+        Contender("check of one step", [lifeboat, "check", plan], folder),
+    ]
+    results = interleaved(contenders, 21)
+    results[0].note = f"binary: {os.path.getsize(lifeboat) / 2**20:.1f} MiB"
+    table.add("start-up", results, compared=False)
+
+
+class Table:
+    """Rows gathered while measuring, printed at the end as one Markdown table."""
+
+    def __init__(self):
+        self.rows = [("what", "who", "seconds", "÷ lifeboat", "peak MiB", "runs", "note")]
+
+    def add(self, what, results, compared=True):
+        ours = next((result.seconds for result in results if result.name == "lifeboat"), None)
+        for result in results:
+            ratio = f"{result.seconds / ours:.2f}" if compared and ours else ""
+            self.rows.append((
+                what, result.name, f"{result.seconds:.3f}", ratio, f"{result.peak_mib:.1f}",
+                str(result.runs), result.note,
+            ))
+            what = ""
+
+    def print(self):
+        widths = [max(len(row[column]) for row in self.rows) for column in range(len(self.rows[0]))]
+        for number, row in enumerate(self.rows):
+            print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |")
+            if number == 0:
+                print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
+
+
+def machine():
+    with open("/proc/meminfo", encoding="ascii") as file:
+        memory = int(file.readline().split()[1]) / 2**20
+    return f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.release()}"
+
+
+if __name__ == "__main__":
+    main()

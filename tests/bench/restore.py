@@ -1,0 +1,182 @@
+"""`postgres.restore` beside `gunzip -c | psql`, on the same dump and the same server."""
+
+import glob
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+
+from measure import Contender, interleaved
+from graphs import write
+
+SEED = """
+create schema auth; create schema credits;
+create type auth.role as enum ('user', 'admin', 'service');
+create table auth.users (id uuid primary key, email text not null unique, name text,
+    role auth.role not null, verified boolean not null, created_at timestamptz not null,
+    settings jsonb not null);
+create table auth.sessions (id bigint generated always as identity primary key,
+    user_id uuid not null references auth.users, token text not null unique,
+    ip inet, agent text, created_at timestamp not null, expires_at timestamp not null);
+create table credits.balances (user_id uuid primary key references auth.users,
+    amount numeric(12, 2) not null check (amount >= 0), updated_at timestamptz not null);
+create table credits.ledger (id bigint primary key, user_id uuid not null references auth.users,
+    amount numeric(12, 2) not null, reason text not null, at timestamptz not null);
+insert into auth.users select md5(n::text)::uuid, 'user' || n || '@yourcompany.com', 'User ' || n,
+    (array['user', 'admin', 'service'])[1 + n % 3]::auth.role, n % 7 <> 0,
+    timestamptz '2024-01-01' + n * interval '1 minute',
+    jsonb_build_object('theme', n % 3, 'tags', jsonb_build_array(n, md5(n::text)))
+    from generate_series(1, :users) n;
+insert into auth.sessions (user_id, token, ip, agent, created_at, expires_at)
+    select md5((1 + n % :users)::text)::uuid, md5(n::text) || md5((n * 7)::text),
+    ('10.' || n % 250 || '.' || n / 250 % 250 || '.1')::inet,
+    'Mozilla/5.0 (X11; Linux x86_64) Browser/' || n % 97,
+    timestamp '2024-01-01' + n * interval '1 second',
+    timestamp '2024-02-01' + n * interval '1 second'
+    from generate_series(1, :users * 5) n;
+insert into credits.balances select id, (n % 10000) / 100.0, created_at
+    from (select *, row_number() over () n from auth.users) u;
+insert into credits.ledger select n, md5((1 + n % :users)::text)::uuid, (n % 977) / 10.0,
+    'purchase ' || md5(n::text), timestamptz '2024-01-01' + n * interval '3 seconds'
+    from generate_series(1, :users * 3) n;
+create index on auth.sessions (user_id, expires_at);
+create index on credits.ledger (user_id, at);
+create index on auth.users using gin (settings);
+"""
+
+CONTENT = """
+select string_agg(line, E'\\n' order by line) from (
+    select format('%s.%s', schemaname, tablename) || ' ' || (xpath('/row/c/text()', query_to_xml(
+        format('select count(*) || '' '' || coalesce(sum(hashtextextended(t::text, 0)), 0) as c '
+               'from %I.%I t', schemaname, tablename), false, true, '')))[1]::text as line
+    from pg_tables where schemaname in ('auth', 'credits')) lines
+"""
+
+
+class Server:
+    """A throwaway PostgreSQL with its distribution's settings, as an operator finds it."""
+
+    def __enter__(self):
+        self.bin = max(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: int(path.split("/")[4]))
+        self.base = tempfile.mkdtemp(prefix="lifeboat-bench.", dir="/var/tmp")
+        os.chmod(self.base, 0o755)
+        self.data = os.path.join(self.base, "data")
+        os.mkdir(self.data, 0o700)
+        self.user = None
+        if os.geteuid() == 0:  # PostgreSQL refuses root
+            names = [entry.pw_name for entry in pwd.getpwall()]
+            self.user = "postgres" if "postgres" in names else "nobody"
+            shutil.chown(self.data, self.user)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        try:
+            self.server("initdb", "-D", self.data, "-U", "postgres", "--auth=trust", "--encoding=UTF8")
+            options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
+            self.server("pg_ctl", "-D", self.data, "-l", f"{self.data}/log", "-o", options, "-w", "start")
+        except BaseException:
+            shutil.rmtree(self.base)
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.server("pg_ctl", "-D", self.data, "-m", "immediate", "-w", "stop")
+        shutil.rmtree(self.base)
+
+    def server(self, program, *arguments):
+        drop = ["runuser", "-u", self.user, "--"] if self.user else []
+        subprocess.run(
+            [*drop, f"{self.bin}/{program}", *arguments],
+            check=True, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        )
+
+    def url(self, database="postgres"):
+        return f"postgres://postgres@127.0.0.1:{self.port}/{database}"
+
+    def psql(self, database, *arguments, text=None):
+        done = subprocess.run(
+            ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", self.url(database), *arguments],
+            check=True, input=text, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PGOPTIONS": "-c client_min_messages=warning"},
+        )
+        return done.stdout.strip()
+
+    def fingerprint(self, database):
+        """Schema, rows with their hashes, sequences."""
+        schema = subprocess.run(
+            ["pg_dump", "-s", self.url(database)], check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
+        # The key that newer dumps are fenced with differs by design.
+        schema = [line for line in schema.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
+        sequences = self.psql(
+            database, "-c", "select schemaname, sequencename, last_value from pg_sequences order by 1, 2"
+        )
+        return schema, self.psql(database, "-c", CONTENT), sequences
+
+
+def compare(lifeboat, folder, users, rounds):
+    """Contenders' results and the dump's size in MiB; refuses to compare unequal restores."""
+    with Server() as server:
+        server.psql("postgres", "-c", "create database source")
+        server.psql("source", "-v", f"users={users}", text=SEED)
+        os.makedirs(f"{folder}/dumps", exist_ok=True)
+        dump = f"{folder}/dumps/bench.sql.gz"
+        subprocess.run(
+            ["bash", "-c", 'set -o pipefail; pg_dump "$1" | gzip > "$2"', "bash", server.url("source"), dump],
+            check=True,
+        )
+        megabytes = int(server.psql("source", "-c", "select pg_database_size('source') >> 20"))
+        wanted = server.fingerprint("source")
+        write(f"{folder}/bench-restore.yaml", [
+            "lifeboat: 1",
+            "plan: bench-restore",
+            "title: A benchmark",
+            "targets: { db: postgres, dumps: storage }",
+            "steps:",
+            "  restore:",
+            "    postgres.restore:",
+            "      target: db",
+            "      database: by_lifeboat",
+            "      create: true",
+            "      from: { storage: dumps, path: bench.sql.gz }",
+        ])
+        write(f"{folder}/bench-environment.yaml", [
+            "lifeboat: 1",
+            "environment: bench",
+            "targets:",
+            f"  db: {{ postgres: {{ url: '{server.url()}' }} }}",
+            f"  dumps: {{ storage: {{ scheme: fs, root: '{folder}/dumps' }} }}",
+        ])
+
+        def fresh(name, create):
+            def prepare():
+                server.psql("postgres", "-c", f"drop database if exists {name}")
+                if create:
+                    server.psql("postgres", "-c", f"create database {name} template template0")
+                server.psql("postgres", "-c", "checkpoint")
+            return prepare
+
+        def same(name):
+            def proof():
+                if server.fingerprint(name) != wanted:
+                    raise SystemExit(f"bench: {name} is not equal to the source; no ratio is given")
+            return proof
+
+        script = 'set -o pipefail; gunzip -c "$1" | psql -Xq -v ON_ERROR_STOP=1 "$2" && psql -Xqc analyze "$2"'
+        contenders = [Contender(
+            "gunzip | psql",
+            ["bash", "-c", script, "bash", dump, server.url("by_psql")],
+            folder, prepare=fresh("by_psql", True), proof=same("by_psql"),
+            note="then ANALYZE, as the step does",
+        )]
+        if lifeboat:
+            contenders.insert(0, Contender(
+                "lifeboat",
+                [lifeboat, "run", "bench-restore.yaml", "--env", "bench-environment.yaml", "--yes",
+                 "--state", "state"],
+                folder, prepare=fresh("by_lifeboat", False), proof=same("by_lifeboat"),
+                note="the whole run: preflight, proof that the dump is complete, restore, ANALYZE",
+            ))
+        return interleaved(contenders, rounds), megabytes
