@@ -27,18 +27,8 @@ use crate::failure::Failure;
 use crate::secret::Redactor;
 
 /// What a child inherits of this process's environment, besides `LC_*`.
-pub const INHERITED: [&str; 10] = [
-    "PATH",
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "SHELL",
-    "LANG",
-    "LANGUAGE",
-    "TZ",
-    "TMPDIR",
-    "SSH_AUTH_SOCK",
-];
+pub const INHERITED: [&str; 10] =
+    ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "SSH_AUTH_SOCK"];
 
 /// How much of each stream is kept: of stdout the beginning, of stderr the end.
 pub const CAPTURE: usize = 1 << 20;
@@ -70,13 +60,7 @@ impl Command {
     /// A program by path, or by name to be found on the `PATH`.
     pub fn new(program: impl Into<String>) -> Self {
         let grace = Duration::from_secs(5);
-        Self {
-            program: program.into(),
-            args: vec![],
-            env: vec![],
-            cwd: None,
-            grace,
-        }
+        Self { program: program.into(), args: vec![], env: vec![], cwd: None, grace }
     }
 
     /// A script for `/bin/sh`.
@@ -94,8 +78,7 @@ impl Command {
     /// Adds arguments.
     #[must_use]
     pub fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
-        self.args
-            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
         self
     }
 
@@ -132,14 +115,9 @@ impl Command {
         log: Log<'_>,
         cancel: &CancellationToken,
     ) -> Result<Finished, Failure> {
-        let input = if stdin.is_some() {
-            Stdio::piped()
-        } else {
-            Stdio::null()
-        };
+        let input = if stdin.is_some() { Stdio::piped() } else { Stdio::null() };
         let (mut child, mut group) = self.spawn(input)?;
-        let (pipe_in, pipe_out, pipe_err) =
-            (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (pipe_in, pipe_out, pipe_err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let mut stdout = Captured::new(Keep::Beginning);
         let mut stderr = Captured::new(Keep::End);
         let mut open = true;
@@ -178,11 +156,7 @@ impl Command {
         if open {
             log("[a process left in the background holds the output open; not waiting for it]\n");
         }
-        Ok(Finished {
-            exit,
-            stdout,
-            stderr,
-        })
+        Ok(Finished { exit, stdout, stderr })
     }
 
     /// Starts it for streaming: with `piped_in` its input is [`Process::stdin`]; its output
@@ -192,14 +166,9 @@ impl Command {
     /// # Errors
     /// When it can't be started.
     pub fn start(&self, piped_in: bool, redactor: &Redactor) -> Result<Process, Failure> {
-        let input = if piped_in {
-            Stdio::piped()
-        } else {
-            Stdio::null()
-        };
+        let input = if piped_in { Stdio::piped() } else { Stdio::null() };
         let (mut child, group) = self.spawn(input)?;
-        let (stdin, stdout, pipe_err) =
-            (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (stdin, stdout, pipe_err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let redactor = redactor.clone();
         // A full stderr would block the child while the caller reads its stdout, so it has a task of its own.
         let stderr = tokio::spawn(async move {
@@ -207,14 +176,7 @@ impl Command {
             drain(pipe_err, &mut captured, &redactor, &|_| ()).await;
             captured
         });
-        Ok(Process {
-            group,
-            child,
-            stdin,
-            stdout,
-            stderr,
-            command: self.clone(),
-        })
+        Ok(Process { group, child, stdin, stdout, stderr, command: self.clone() })
     }
 
     /// The group is dropped before the child, so that it is killed while the child is still there.
@@ -222,11 +184,7 @@ impl Command {
         if let Some(folder) = &self.cwd
             && !folder.is_dir()
         {
-            return Err(Failure::permanent(format!(
-                "run `{}`: no folder {}",
-                self.program,
-                folder.display()
-            )));
+            return Err(Failure::permanent(format!("run `{}`: no folder {}", self.program, folder.display())));
         }
         let mut command = std::process::Command::new(self.located()?);
         {
@@ -238,20 +196,10 @@ impl Command {
         if let Some(folder) = &self.cwd {
             command.current_dir(folder);
         }
-        command
-            .stdin(stdin)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let child = tokio::process::Command::from(command)
-            .spawn()
-            .map_err(|error| self.not_started(&error))?;
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = tokio::process::Command::from(command).spawn().map_err(|error| self.not_started(&error))?;
         // A child that was not yet waited for has an id.
-        let group = Group(
-            child
-                .id()
-                .and_then(|id| i32::try_from(id).ok())
-                .map(Pid::from_raw),
-        );
+        let group = Group(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw));
         Ok((child, group))
     }
 
@@ -265,34 +213,27 @@ impl Command {
             Some((_, path)) => Some(path.clone()),
             None => std::env::var_os("PATH"),
         };
-        find_on(&self.program, path.as_deref())
-            .ok_or_else(|| self.not_started(&ErrorKind::NotFound.into()))
+        find_on(&self.program, path.as_deref()).ok_or_else(|| self.not_started(&ErrorKind::NotFound.into()))
     }
 
     fn not_started(&self, error: &std::io::Error) -> Failure {
         let attempted = format!("run `{}`", self.program);
         match error.kind() {
-            ErrorKind::NotFound if self.program.contains('/') => Failure::permanent(
-                "there is no such program, or the interpreter in its first line is missing",
-            )
-            .help("check the path, and that the host has it"),
+            ErrorKind::NotFound if self.program.contains('/') => {
+                Failure::permanent("there is no such program, or the interpreter in its first line is missing")
+                    .help("check the path, and that the host has it")
+            }
             ErrorKind::NotFound => Failure::permanent("there is no such program on the PATH")
                 .help("install it, or give its whole path"),
             ErrorKind::PermissionDenied => Failure::permanent("it may not be executed")
                 .help("check that it is a program, and its mode and owner"),
-            ErrorKind::ArgumentListTooLong => {
-                Failure::permanent("its arguments and variables are too long")
-                    .help("hand large values over by stdin")
-            }
+            ErrorKind::ArgumentListTooLong => Failure::permanent("its arguments and variables are too long")
+                .help("hand large values over by stdin"),
             ErrorKind::OutOfMemory | ErrorKind::WouldBlock | ErrorKind::ExecutableFileBusy => {
                 Failure::transient(error.to_string())
             }
             // No descriptor left: passes when other steps end.
-            _ if matches!(
-                error.raw_os_error().map(Errno::from_raw),
-                Some(Errno::EMFILE | Errno::ENFILE)
-            ) =>
-            {
+            _ if matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE)) => {
                 Failure::transient(error.to_string())
                     .help("raise the limit of open files (ulimit -n), or lower --jobs")
             }
@@ -302,10 +243,7 @@ impl Command {
     }
 
     fn cancelled(&self) -> Failure {
-        Failure::transient(format!(
-            "`{}` was cancelled; it and its children were stopped",
-            self.program
-        ))
+        Failure::transient(format!("`{}` was cancelled; it and its children were stopped", self.program))
     }
 
     fn lost(&self, error: &std::io::Error) -> Failure {
@@ -323,9 +261,7 @@ pub fn find_program(program: &str, cwd: Option<&Path>) -> Option<PathBuf> {
 }
 
 fn find_on(program: &str, path: Option<&OsStr>) -> Option<PathBuf> {
-    std::env::split_paths(path?)
-        .map(|folder| folder.join(program))
-        .find(|path| is_program(path))
+    std::env::split_paths(path?).map(|folder| folder.join(program)).find(|path| is_program(path))
 }
 
 fn is_program(path: &Path) -> bool {
@@ -333,10 +269,8 @@ fn is_program(path: &Path) -> bool {
 }
 
 fn inherited() -> impl Iterator<Item = (OsString, OsString)> {
-    std::env::vars_os().filter(|(name, _)| {
-        name.to_str()
-            .is_some_and(|name| INHERITED.contains(&name) || name.starts_with("LC_"))
-    })
+    std::env::vars_os()
+        .filter(|(name, _)| name.to_str().is_some_and(|name| INHERITED.contains(&name) || name.starts_with("LC_")))
 }
 
 /// A process that is streamed to or from. Dropping it kills its whole group.
@@ -372,11 +306,7 @@ impl Process {
             Ok(Ok(stderr)) => stderr,
             _ => Captured::new(Keep::End),
         };
-        Ok(Finished {
-            exit: Exit(status),
-            stdout: Captured::new(Keep::Beginning),
-            stderr,
-        })
+        Ok(Finished { exit: Exit(status), stdout: Captured::new(Keep::Beginning), stderr })
     }
 
     /// Ends it and its children: SIGTERM, the grace period, SIGKILL.
@@ -485,11 +415,7 @@ pub struct Captured {
 
 impl Captured {
     const fn new(keep: Keep) -> Self {
-        Self {
-            bytes: Vec::new(),
-            total: 0,
-            keep,
-        }
+        Self { bytes: Vec::new(), total: 0, keep }
     }
 
     fn push(&mut self, piece: &[u8]) {
@@ -497,8 +423,7 @@ impl Captured {
         match self.keep {
             Keep::Beginning => {
                 let room = CAPTURE.saturating_sub(self.bytes.len());
-                self.bytes
-                    .extend_from_slice(&piece[..room.min(piece.len())]);
+                self.bytes.extend_from_slice(&piece[..room.min(piece.len())]);
             }
             Keep::End => {
                 self.bytes.extend_from_slice(piece);
@@ -540,12 +465,7 @@ impl Captured {
     }
 }
 
-async fn drain(
-    pipe: Option<impl AsyncRead + Unpin>,
-    into: &mut Captured,
-    redactor: &Redactor,
-    log: Log<'_>,
-) {
+async fn drain(pipe: Option<impl AsyncRead + Unpin>, into: &mut Captured, redactor: &Redactor, log: Log<'_>) {
     let Some(mut pipe) = pipe else { return };
     let mut masked = redactor.stream();
     let mut buffer = vec![0; 8 * 1024];
