@@ -4,10 +4,13 @@
 //! `{ near: { value: 100, within: 1% } }` and so on; several keys must all hold.
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::Value;
+
+use crate::units::{Duration, Size, Timestamp};
 
 /// A condition on one value.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -57,8 +60,8 @@ impl Matcher {
         map.iter().all(|(key, wanted)| match key.as_str() {
             "equals" => equal(wanted, value),
             "not" => !Self(wanted.clone()).accepts(value),
-            "min" => compare(value, wanted).is_some_and(std::cmp::Ordering::is_ge),
-            "max" => compare(value, wanted).is_some_and(std::cmp::Ordering::is_le),
+            "min" => compare(value, wanted).is_some_and(Ordering::is_ge),
+            "max" => compare(value, wanted).is_some_and(Ordering::is_le),
             "one_of" => wanted.as_array().is_some_and(|list| list.iter().any(|one| equal(one, value))),
             "matches" => wanted
                 .as_str()
@@ -161,12 +164,21 @@ fn equal(wanted: &Value, value: &Value) -> bool {
     }
 }
 
-/// Numbers by size (also when one came as text, as `numeric` columns do), else text by order.
-fn compare(value: &Value, wanted: &Value) -> Option<std::cmp::Ordering> {
+/// Numbers by size (also when one came as text, as `numeric` columns do), durations by
+/// length (`5h` is less than `24h`), instants by time, sizes by bytes; else text by order.
+fn compare(value: &Value, wanted: &Value) -> Option<Ordering> {
     match (number(value), number(wanted)) {
         (Some(value), Some(wanted)) => value.partial_cmp(&wanted),
-        _ => Some(value.as_str()?.cmp(wanted.as_str()?)),
+        _ => compare_as::<Duration>(value, wanted)
+            .or_else(|| compare_as::<Timestamp>(value, wanted))
+            .or_else(|| compare_as::<Size>(value, wanted))
+            .or_else(|| Some(value.as_str()?.cmp(wanted.as_str()?))),
     }
+}
+
+fn compare_as<T: std::str::FromStr + Ord>(value: &Value, wanted: &Value) -> Option<Ordering> {
+    let parsed = |value: &Value| text(value).parse::<T>().ok();
+    Some(parsed(value)?.cmp(&parsed(wanted)?))
 }
 
 fn number_only(value: &Value) -> Option<f64> {
@@ -203,6 +215,10 @@ mod tests {
             (json!({"near": {"value": 200, "within": "1%"}}), json!(198), true),
             (json!({"near": {"value": 200, "within": 1}}), json!(198), false),
             (json!({"min": "2024-02-01"}), json!("2024-03-01"), true),
+            (json!({"max": "24h"}), json!("5h"), true),
+            (json!({"max": "24h"}), json!("1d1s"), false),
+            (json!({"min": "10KiB"}), json!(20_000), true),
+            (json!({"max": "2024-02-01T10:00:00Z"}), json!("2024-02-01T10:30:00+01:00"), true),
         ];
         for (matcher, value, expected) in cases {
             let matcher = Matcher::new(matcher).unwrap();

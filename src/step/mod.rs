@@ -78,6 +78,12 @@ pub trait StepType: Step + DeserializeOwned + JsonSchema + 'static {
     fn outputs() -> Vec<Output> {
         Vec::new()
     }
+
+    /// What later steps may read besides, as this one's own parameters declare it (the
+    /// `fields` of a `manual` step). Gets them as the plan writes them, templates unrendered.
+    fn declared_outputs(_params: &Value) -> Vec<(String, ValueKind)> {
+        Vec::new()
+    }
 }
 
 /// A declared output.
@@ -132,6 +138,8 @@ pub struct TypeInfo {
     pub proves_health: bool,
     /// See [`StepType::outputs`].
     pub outputs: fn() -> Vec<Output>,
+    /// See [`StepType::declared_outputs`].
+    pub declared_outputs: fn(&Value) -> Vec<(String, ValueKind)>,
     /// The parameters' JSON Schema. Extensions in it: `x-target` (the property names a
     /// target of that kind), `x-sql` (a bare template is an error), `x-arguments` (ends
     /// up in a process's arguments: no secrets).
@@ -168,6 +176,7 @@ const fn info<T: StepType>() -> TypeInfo {
         after_kill: T::AFTER_KILL,
         proves_health: T::PROVES_HEALTH,
         outputs: T::outputs,
+        declared_outputs: T::declared_outputs,
         schema: T::json_schema,
         parse: parse::<T>,
     }

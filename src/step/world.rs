@@ -50,6 +50,11 @@ impl World {
         self.facts.insert(resource, Foretold { fact, because: because.clone() });
     }
 
+    /// All that is foretold.
+    pub fn iter(&self) -> impl Iterator<Item = (&Resource, &Foretold)> {
+        self.facts.iter()
+    }
+
     /// What is foretold of exactly this resource.
     pub fn fact(&self, resource: &Resource) -> Option<&Foretold> {
         self.facts.get(resource)
