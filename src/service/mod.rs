@@ -144,6 +144,20 @@ pub struct HttpSettings {
     /// Credentials.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<HttpAuth>,
+    /// Lifeboat itself serves `base_url`, on loopback: a small auth service that it starts and removes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<AuthSandbox>,
+}
+
+/// A throwaway auth service that reads its database whenever it is asked if it is ready.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AuthSandbox {
+    /// The database it reads, as `target/database`.
+    pub database: String,
+    /// The container it runs in, as `target/container`; without one it is a process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
 }
 
 fn http_timeout() -> Duration {
@@ -177,6 +191,9 @@ pub struct WebhookSettings {
     /// Sent with each request.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
+    /// Lifeboat itself listens at `url`, on loopback, and keeps what it gets.
+    #[serde(default)]
+    pub sandbox: bool,
 }
 
 /// The body of a web hook's request.
