@@ -1,0 +1,243 @@
+//! PostgreSQL: connections, what a server tells about itself, its client tools.
+//!
+//! Knows nothing of plans or steps. Read on in [`session`] (a connection), [`facts`]
+//! (databases, roles, sessions), [`value`] (rows as JSON), [`tool`] (`pg_dump` and its kin).
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+mod address;
+mod error;
+pub mod facts;
+pub mod session;
+mod tls;
+pub mod tool;
+pub mod value;
+
+pub use session::Session;
+
+use super::{PostgresSettings, Services, Target};
+use crate::failure::Failure;
+use crate::secret::Redactor;
+use address::Address;
+
+/// How long a connection may take to come about, unless the URI says `connect_timeout`.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a statement waits for a lock, unless a step says otherwise.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A PostgreSQL target, ready to be connected to. Cheap to clone.
+#[derive(Clone)]
+pub struct Server {
+    target: Arc<str>,
+    settings: Arc<PostgresSettings>,
+    address: Arc<Address>,
+    tls: tokio_postgres_rustls::MakeRustlsConnect,
+    label: Arc<str>,
+    cancel: CancellationToken,
+    read_only: bool,
+    redactor: Redactor,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Server({} at {})", self.target, self.address.place())
+    }
+}
+
+impl Services {
+    /// The PostgreSQL server that a target names. Makes no contact yet.
+    ///
+    /// # Errors
+    /// When there is no such target, it is of another kind, or its settings don't hold.
+    pub fn postgres(&self, target: &str) -> Result<Server, Failure> {
+        let settings = match self.target(target)? {
+            Target::Postgres(settings) => settings,
+            other => {
+                return Err(Failure::permanent(format!("target `{target}` is a {}, not a postgres", other.kind())));
+            }
+        };
+        let Some(url) = &settings.url else {
+            return Err(match settings.sandbox {
+                Some(_) => Failure::permanent(format!("the sandbox of target `{target}` is not up"))
+                    .help("start it with `lifeboat sandbox up`"),
+                None => Failure::permanent(format!("target `{target}` has neither `url` nor `sandbox`")),
+            });
+        };
+        let wrong = |message: String| {
+            Failure::permanent(self.redactor.redact(&format!("target `{target}`: {message}")).into_owned())
+        };
+        let address = Address::parse(url).map_err(wrong)?;
+        if let Some(password) = address.config.get_password() {
+            self.redactor.add(&String::from_utf8_lossy(password));
+        }
+        Ok(Server {
+            target: target.into(),
+            tls: tls::connector(&address.tls).map_err(wrong)?,
+            settings: Arc::new(settings.clone()),
+            address: Arc::new(address),
+            label: self.label.clone(),
+            cancel: self.cancel.clone(),
+            read_only: self.read_only,
+            redactor: self.redactor.clone(),
+        })
+    }
+}
+
+impl Server {
+    /// The target's name.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// Its settings.
+    pub fn settings(&self) -> &PostgresSettings {
+        &self.settings
+    }
+
+    /// `host:port`, for messages.
+    pub fn host_and_port(&self) -> String {
+        self.address.place()
+    }
+
+    /// The role that connects.
+    pub fn user(&self) -> &str {
+        self.address.config.get_user().unwrap_or("postgres")
+    }
+
+    /// The application name of its sessions.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// Triggered when its sessions must end.
+    pub const fn cancel(&self) -> &CancellationToken {
+        &self.cancel
+    }
+
+    /// Masks secrets in texts from outside.
+    pub const fn redactor(&self) -> &Redactor {
+        &self.redactor
+    }
+
+    /// The database that statements go to when a step names none: the URI's, else the maintenance database.
+    pub fn default_database(&self) -> &str {
+        self.address.config.get_dbname().unwrap_or(&self.settings.maintenance_database)
+    }
+
+    /// The same server for what must still be done when the step is cancelled: its
+    /// sessions outlive the cancellation, so bound what they do.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        Self { cancel: CancellationToken::new(), ..self.clone() }
+    }
+
+    /// Connects to `database`, or to the maintenance database.
+    ///
+    /// The session is named after the attempt, has an empty `search_path`, UTC, a lock
+    /// timeout, no statement timeout of the role's, and is read-only in a dry-run.
+    ///
+    /// # Errors
+    /// When the server can't be reached or refuses; transient where that may pass.
+    pub async fn connect(&self, database: Option<&str>) -> Result<Session, Failure> {
+        let database = database.unwrap_or(&self.settings.maintenance_database);
+        let place = format!("{} ({}/{database})", self.target, self.address.place());
+        let mut config = self.address.config.clone();
+        config.dbname(database).application_name(&*self.label);
+        let bound = config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
+        config.connect_timeout(bound);
+        let connected = tokio::select! {
+            () = self.cancel.cancelled() => return Err(Failure::transient(format!("connect to {place}: cancelled"))),
+            connected = tokio::time::timeout(bound, config.connect(self.tls.clone())) => connected,
+        };
+        let (client, connection) = connected
+            .map_err(|_| {
+                Failure::transient(format!("connect to {place}: no answer within {}s", bound.as_secs_f64()))
+                    .help("see that the server runs and that host and port in the target's url are right")
+            })?
+            .map_err(|error| error::failure("connect", &place, &error, &self.redactor))?;
+        let session = Session::start(
+            client,
+            connection,
+            self.tls.clone(),
+            place,
+            database.to_owned(),
+            self.redactor.clone(),
+            self.cancel.clone(),
+        );
+        let mut setup = format!(
+            "SET search_path = ''; SET TimeZone = 'UTC'; SET lock_timeout = {}; \
+             SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0",
+            LOCK_TIMEOUT.as_millis()
+        );
+        if self.read_only {
+            setup.push_str("; SET default_transaction_read_only = on");
+        }
+        session.batch("set up the session", &setup).await?;
+        Ok(session)
+    }
+}
+
+/// An identifier, quoted for SQL.
+pub fn ident(name: &str) -> String {
+    postgres_protocol::escape::escape_identifier(name)
+}
+
+/// A text, quoted for SQL. The escape form it uses for backslashes begins with a space.
+pub fn literal(text: &str) -> String {
+    postgres_protocol::escape::escape_literal(text)
+}
+
+/// `schema.table` as SQL names it: each part is quoted where it isn't already.
+///
+/// # Errors
+/// When it isn't made of one or two parts.
+pub fn qualified(name: &str) -> Result<String, String> {
+    let parts = name_parts(name).ok_or_else(|| format!("`{name}` is not a table's name: write it as schema.table"))?;
+    Ok(parts.iter().map(|part| ident(part)).collect::<Vec<_>>().join("."))
+}
+
+/// The parts of `schema.table` or `"we.ird".table`, without quotes; a lone name is in `public`.
+pub fn name_parts(name: &str) -> Option<[String; 2]> {
+    let mut parts = vec![String::new()];
+    let mut quoted = false;
+    let mut characters = name.chars().peekable();
+    while let Some(character) = characters.next() {
+        match character {
+            '"' if quoted && characters.peek() == Some(&'"') => {
+                characters.next();
+                parts.last_mut()?.push('"');
+            }
+            '"' => quoted = !quoted,
+            '.' if !quoted => parts.push(String::new()),
+            _ => parts.last_mut()?.push(character),
+        }
+    }
+    if quoted || parts.iter().any(String::is_empty) {
+        return None;
+    }
+    match parts.len() {
+        1 => Some(["public".to_owned(), parts.remove(0)]),
+        2 => <[String; 2]>::try_from(parts).ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_taken_apart_and_quoted() {
+        assert_eq!(qualified("auth.users").unwrap(), r#""auth"."users""#);
+        assert_eq!(qualified("users").unwrap(), r#""public"."users""#);
+        assert_eq!(qualified(r#""we.ird"."a""b""#).unwrap(), r#""we.ird"."a""b""#);
+        for bad in ["", "a.b.c", ".x", "\"open"] {
+            assert!(qualified(bad).is_err(), "{bad}");
+        }
+    }
+}
