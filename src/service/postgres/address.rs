@@ -110,9 +110,9 @@ impl Address {
             _ => return Err("`sslcert` and `sslkey` come together".to_owned()),
         };
         let plain = if rest.is_empty() { base.to_owned() } else { format!("{base}?{}", rest.join("&")) };
-        let mut config: Config = plain.parse().map_err(|error: tokio_postgres::Error| {
-            format!("`url` is not a connection URI: {}", cause(&error))
-        })?;
+        let mut config: Config = plain
+            .parse()
+            .map_err(|error: tokio_postgres::Error| format!("`url` is not a connection URI: {}", cause(&error)))?;
         config.ssl_mode(match tls.mode {
             Mode::Disable => SslMode::Disable,
             Mode::Prefer => SslMode::Prefer,

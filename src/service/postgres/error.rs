@@ -15,8 +15,7 @@ pub(super) fn failure(attempted: impl fmt::Display, place: &str, error: &Error, 
     let said = error.as_db_error().map_or_else(|| chain(error), server_words);
     let said = redactor.redact(&said);
     let message = format!("{attempted} at {place}: {said}");
-    let mut failure =
-        if is_transient(error) { Failure::transient(message) } else { Failure::permanent(message) };
+    let mut failure = if is_transient(error) { Failure::transient(message) } else { Failure::permanent(message) };
     if let Some(hint) = error.as_db_error().and_then(DbError::hint) {
         failure = failure.help(format!("the server hints: {}", redactor.redact(hint)));
     } else if let Some(help) = advice(error) {
@@ -37,7 +36,10 @@ pub(super) fn is_transient(error: &Error) -> bool {
             return false;
         }
         if let Some(inner) = inner.downcast_ref::<io::Error>()
-            && matches!(inner.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::PermissionDenied)
+            && matches!(
+                inner.kind(),
+                io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::PermissionDenied
+            )
         {
             return false;
         }
@@ -46,9 +48,14 @@ pub(super) fn is_transient(error: &Error) -> bool {
     // Without a word from the server: closed, refused, reset, unknown host, timed out.
     // The driver keeps its kinds private; its headlines tell them apart.
     let headline = error.to_string();
-    ["connection closed", "error communicating with the server", "error connecting to server", "timeout waiting for server"]
-        .iter()
-        .any(|known| headline.starts_with(known))
+    [
+        "connection closed",
+        "error communicating with the server",
+        "error connecting to server",
+        "timeout waiting for server",
+    ]
+    .iter()
+    .any(|known| headline.starts_with(known))
 }
 
 fn is_transient_state(code: &SqlState) -> bool {
@@ -89,7 +96,9 @@ fn advice(error: &Error) -> Option<&'static str> {
     let Some(code) = error.code() else {
         let words = chain(error);
         return if words.contains("certificate") {
-            Some("name the authority's file as `sslrootcert` in the target's url, or set `sslmode=prefer` to do without verification")
+            Some(
+                "name the authority's file as `sslrootcert` in the target's url, or set `sslmode=prefer` to do without verification",
+            )
         } else if words.contains("password missing") {
             Some("put the password into the target's url (from `env.NAME`) or a password file (PGPASSFILE)")
         } else if words.contains("TLS") || words.contains("tls") {
@@ -102,11 +111,15 @@ fn advice(error: &Error) -> Option<&'static str> {
     };
     match code.code() {
         "28P01" | "28000" => Some("check user and password in the target's url, and the server's pg_hba.conf"),
-        "42501" => Some("the role in the target's url lacks this privilege: grant it, or use the owner or a superuser"),
+        "42501" => {
+            Some("the role in the target's url lacks this privilege: grant it, or use the owner or a superuser")
+        }
         "3D000" => Some("check the database's name"),
         "53300" => Some("end idle sessions or raise max_connections"),
         "55P03" => Some("another session holds a lock: see pg_locks and pg_stat_activity"),
-        "57P03" => Some("the server starts, stops or recovers: try again in a while, or wait with postgres.wait_ready"),
+        "57P03" => {
+            Some("the server starts, stops or recovers: try again in a while, or wait with postgres.wait_ready")
+        }
         "25006" => Some("the session is read-only: a standby, or a query that writes (use postgres.execute)"),
         _ => None,
     }

@@ -197,7 +197,8 @@ pub fn literal(text: &str) -> String {
 /// # Errors
 /// When it isn't made of one or two parts.
 pub fn qualified(name: &str) -> Result<String, String> {
-    let parts = name_parts(name).ok_or_else(|| format!("`{name}` is not a table's name: write it as schema.table"))?;
+    let parts =
+        name_parts(name).ok_or_else(|| format!("`{name}` is not a table's name: write it as schema.table"))?;
     Ok(parts.iter().map(|part| ident(part)).collect::<Vec<_>>().join("."))
 }
 

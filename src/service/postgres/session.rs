@@ -185,5 +185,8 @@ async fn drive<S>(
         // Ends early when the client, told of the cancellation, lets go.
         std::future::pending::<()>().await;
     };
-    let _ = tokio::time::timeout(CANCEL_GRACE, async { tokio::select! { () = &mut pump => {}, () = ask => {} } }).await;
+    let _ = tokio::time::timeout(CANCEL_GRACE, async {
+        tokio::select! { () = &mut pump => {}, () = ask => {} }
+    })
+    .await;
 }

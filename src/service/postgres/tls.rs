@@ -35,7 +35,8 @@ pub(super) fn connector(settings: &TlsSettings) -> Result<MakeRustlsConnect, Str
     let config = match &settings.client_cert {
         None => builder.with_no_client_auth(),
         Some((cert, key)) => {
-            let key = PrivateKeyDer::from_pem_file(key).map_err(|error| format!("`sslkey` {}: {error}", key.display()))?;
+            let key = PrivateKeyDer::from_pem_file(key)
+                .map_err(|error| format!("`sslkey` {}: {error}", key.display()))?;
             builder.with_client_auth_cert(certificates(cert, "sslcert")?, key).map_err(|error| error.to_string())?
         }
     };

@@ -71,10 +71,8 @@ pub async fn find(name: &str, bin_dir: Option<&Path>, major: u32) -> Result<Tool
         }
         older.get_or_insert(tool);
     }
-    let looked = bin_dir.map_or_else(
-        || "the PATH and in /usr/lib/postgresql".to_owned(),
-        |folder| folder.display().to_string(),
-    );
+    let looked = bin_dir
+        .map_or_else(|| "the PATH and in /usr/lib/postgresql".to_owned(), |folder| folder.display().to_string());
     let message = match older {
         Some(tool) => format!(
             "{} is version {}, older than the server ({major}): it can't work with it",
@@ -85,8 +83,9 @@ pub async fn find(name: &str, bin_dir: Option<&Path>, major: u32) -> Result<Tool
     };
     let package = if matches!(name, "initdb" | "postgres" | "pg_ctl") { "postgresql" } else { "postgresql-client" };
     let version = if major == 0 { String::new() } else { format!("-{major}") };
-    Err(Failure::permanent(message)
-        .help(format!("install it (Debian: `apt-get install {package}{version}`) or name its folder as the target's `bin_dir`")))
+    Err(Failure::permanent(message).help(format!(
+        "install it (Debian: `apt-get install {package}{version}`) or name its folder as the target's `bin_dir`"
+    )))
 }
 
 fn candidates(name: &str, bin_dir: Option<&Path>) -> Vec<PathBuf> {

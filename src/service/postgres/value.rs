@@ -19,10 +19,16 @@ pub fn row_values(row: &Row) -> Result<Vec<Value>, Failure> {
     (0..row.len())
         .map(|index| {
             let column = &row.columns()[index];
-            row.try_get::<_, Option<Cell>>(index).map(|cell| cell.map_or(Value::Null, |cell| cell.0)).map_err(|_| {
-                Failure::permanent(format!("read column `{}`: its type {} has no JSON form", column.name(), column.type_()))
+            row.try_get::<_, Option<Cell>>(index).map(|cell| cell.map_or(Value::Null, |cell| cell.0)).map_err(
+                |_| {
+                    Failure::permanent(format!(
+                        "read column `{}`: its type {} has no JSON form",
+                        column.name(),
+                        column.type_()
+                    ))
                     .help(format!("cast it in the query: {}::text", column.name()))
-            })
+                },
+            )
         })
         .collect()
 }
@@ -93,9 +99,14 @@ fn decode(ty: &Type, raw: &[u8]) -> Decoded {
         Type::INT2 => i16::from_sql(ty, raw)?.into(),
         Type::INT4 => i32::from_sql(ty, raw)?.into(),
         Type::INT8 => i64::from_sql(ty, raw)?.into(),
-        Type::OID | Type::XID | Type::CID | Type::REGPROC | Type::REGCLASS | Type::REGTYPE | Type::REGROLE | Type::REGNAMESPACE => {
-            u32::from_be_bytes(raw.try_into()?).into()
-        }
+        Type::OID
+        | Type::XID
+        | Type::CID
+        | Type::REGPROC
+        | Type::REGCLASS
+        | Type::REGTYPE
+        | Type::REGROLE
+        | Type::REGNAMESPACE => u32::from_be_bytes(raw.try_into()?).into(),
         Type::XID8 => u64::from_be_bytes(raw.try_into()?).into(),
         Type::FLOAT4 => float(f64::from(f32::from_sql(ty, raw)?)),
         Type::FLOAT8 => float(f64::from_sql(ty, raw)?),
@@ -135,7 +146,9 @@ fn numeric(raw: &[u8]) -> Decoded {
         return Ok(whole.into());
     }
     let exact = text.parse::<f64>().ok().filter(|number| {
-        text.contains('.') && number.is_finite() && number.to_string() == text.trim_end_matches('0').trim_end_matches('.')
+        text.contains('.')
+            && number.is_finite()
+            && number.to_string() == text.trim_end_matches('0').trim_end_matches('.')
     });
     Ok(exact.map_or_else(|| text.clone().into(), float))
 }
@@ -155,7 +168,9 @@ fn numeric_text(raw: &[u8]) -> Result<String, Box<dyn Error + Sync + Send>> {
         0xF000 => return Ok("-Infinity".to_owned()),
         _ => {}
     }
-    let digits = (0..usize::from(count)).map(|at| Ok(u16::from_be_bytes(word(4 + at)?))).collect::<Result<Vec<_>, Box<dyn Error + Sync + Send>>>()?;
+    let digits = (0..usize::from(count))
+        .map(|at| Ok(u16::from_be_bytes(word(4 + at)?)))
+        .collect::<Result<Vec<_>, Box<dyn Error + Sync + Send>>>()?;
     let digit = |at: i32| usize::try_from(at).ok().and_then(|at| digits.get(at)).copied().unwrap_or(0);
     let mut whole: String = (0..=weight.max(-1)).map(|at| format!("{:04}", digit(at))).collect();
     whole = whole.trim_start_matches('0').to_owned();
@@ -176,7 +191,12 @@ fn instant(micros: i64, with_zone: bool) -> Decoded {
         return Ok(infinite);
     }
     let instant = jiff::Timestamp::from_microsecond(micros.checked_add(EPOCH).ok_or("timestamp too far")?)?;
-    Ok(if with_zone { instant.to_string() } else { instant.to_zoned(jiff::tz::TimeZone::UTC).datetime().to_string() }.into())
+    Ok(if with_zone {
+        instant.to_string()
+    } else {
+        instant.to_zoned(jiff::tz::TimeZone::UTC).datetime().to_string()
+    }
+    .into())
 }
 
 fn infinite<T: PartialEq>(value: T, low: T, high: T) -> Option<Value> {
