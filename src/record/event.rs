@@ -305,6 +305,9 @@ pub struct Answer {
     pub approved: bool,
     /// Who.
     pub by: String,
+    /// When they said so; a run may learn of it later.
+    #[schemars(with = "String")]
+    pub at: jiff::Timestamp,
     /// Their words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
