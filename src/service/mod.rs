@@ -13,6 +13,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+pub mod storage;
+
 use crate::failure::Failure;
 use crate::secret::Redactor;
 use crate::units::Duration;

@@ -1,0 +1,592 @@
+//! Storages: objects under a root, on a disk or in a bucket, through opendal.
+//!
+//! What is published appears under its name whole or not at all: a file is written
+//! under a hidden name, synced and linked into place; an upload in parts is completed
+//! only at its end. Knows nothing of dumps, plans or steps.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt};
+use opendal::layers::{RetryLayer, TimeoutLayer};
+use opendal::{ErrorKind, Operator};
+use tokio::io::{AsyncBufRead, AsyncReadExt, AsyncWriteExt};
+use tokio_util::bytes::Bytes;
+use tokio_util::io::StreamReader;
+
+use super::{Services, StorageSettings, Target};
+use crate::failure::Failure;
+use crate::secret::Redactor;
+
+/// The settings of a folder.
+const FS_SETTINGS: &[&str] = &["root"];
+
+/// The settings of a bucket, by opendal's names.
+const S3_SETTINGS: &[&str] = &[
+    "root",
+    "bucket",
+    "endpoint",
+    "region",
+    "profile",
+    "access_key_id",
+    "secret_access_key",
+    "session_token",
+    "role_arn",
+    "external_id",
+    "role_session_name",
+    "assume_role_duration_seconds",
+    "disable_config_load",
+    "disable_ec2_metadata",
+    "skip_signature",
+    "server_side_encryption",
+    "server_side_encryption_aws_kms_key_id",
+    "server_side_encryption_customer_algorithm",
+    "server_side_encryption_customer_key",
+    "server_side_encryption_customer_key_md5",
+    "default_storage_class",
+    "enable_virtual_host_style",
+    "checksum_algorithm",
+    "disable_list_objects_v2",
+    "enable_request_payer",
+    "default_acl",
+];
+
+/// S3 takes parts from 5 MiB on, and 10,000 of them.
+const SMALLEST_PART: u64 = 8 << 20;
+const MOST_PARTS: u64 = 9_000;
+
+/// What ends the hidden name of a file that is being written.
+const PARTIAL: &str = ".partial";
+
+/// An object, as a listing shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// Below the storage's root.
+    pub path: String,
+    /// Its size.
+    pub bytes: u64,
+    /// When it was last written, as the storage says.
+    pub modified: Option<jiff::Timestamp>,
+    /// Whether it is a folder (of a directory-format archive).
+    pub folder: bool,
+}
+
+/// A target of kind `storage`, ready to be used. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Storage {
+    operator: Operator,
+    target: String,
+    /// Where the objects are files, if they are.
+    folder: Option<PathBuf>,
+    redactor: Redactor,
+}
+
+impl Services {
+    /// The storage of that target. Makes no contact yet.
+    ///
+    /// # Errors
+    /// When the target is missing, of another kind, or its settings don't fit.
+    pub fn storage(&self, target: &str) -> Result<Storage, Failure> {
+        match self.target(target)? {
+            Target::Storage(settings) => Storage::new(target, settings, self.redactor().clone()),
+            other => Err(Failure::permanent(format!("the target `{target}` is a {}, not a storage", other.kind()))),
+        }
+    }
+}
+
+impl StorageSettings {
+    /// What can be found wrong in the settings without contact: the setting's name and what is wrong.
+    pub fn problems(&self) -> Vec<(String, String)> {
+        let (known, required) = match self.scheme.as_str() {
+            "fs" => (FS_SETTINGS, "root"),
+            "s3" => (S3_SETTINGS, "bucket"),
+            other => {
+                let message = format!("the scheme `{other}` is not one that Lifeboat can use: `fs` or `s3`");
+                return vec![("scheme".to_owned(), message)];
+            }
+        };
+        let mut problems: Vec<_> = self
+            .settings
+            .keys()
+            .filter(|name| !known.contains(&name.as_str()))
+            .map(|name| {
+                let message = format!("`{}` has no setting `{name}`: it has {}", self.scheme, known.join(", "));
+                (name.clone(), message)
+            })
+            .collect();
+        if self.settings.get(required).is_none_or(String::is_empty) {
+            problems.push((required.to_owned(), format!("`{}` needs the setting `{required}`", self.scheme)));
+        }
+        problems
+    }
+}
+
+impl Storage {
+    /// A storage of these settings.
+    ///
+    /// # Errors
+    /// When the settings don't fit.
+    pub fn new(target: &str, settings: &StorageSettings, redactor: Redactor) -> Result<Self, Failure> {
+        if let Some((_, problem)) = settings.problems().into_iter().next() {
+            return Err(Failure::permanent(format!("the storage `{target}`: {problem}")));
+        }
+        let mut options = settings.settings.clone();
+        let folder = if settings.scheme == "fs" {
+            let root = std::path::absolute(&options["root"])
+                .map_err(|error| Failure::permanent(format!("the storage `{target}`: its root: {error}")))?;
+            options.insert("root".to_owned(), root.to_string_lossy().into_owned());
+            Some(root)
+        } else {
+            let elsewhere = ["AWS_REGION", "AWS_DEFAULT_REGION"].iter().any(|name| std::env::var_os(name).is_some());
+            if !elsewhere && !options.contains_key("profile") {
+                // S3 servers other than Amazon's sign for this one unless told otherwise.
+                options.entry("region".to_owned()).or_insert_with(|| "us-east-1".to_owned());
+            }
+            None
+        };
+        let operator = Operator::via_iter(&settings.scheme, options).map_err(|error| {
+            Failure::permanent(format!("the storage `{target}`: {}", redactor.redact(&error.to_string())))
+        })?;
+        let operator = operator
+            .layer(TimeoutLayer::new().with_timeout(Duration::from_secs(60)).with_io_timeout(Duration::from_secs(120)))
+            .layer(
+                RetryLayer::new()
+                    .with_max_times(4)
+                    .with_min_delay(Duration::from_millis(200))
+                    .with_max_delay(Duration::from_secs(5))
+                    .with_jitter(),
+            );
+        Ok(Self { operator, target: target.to_owned(), folder, redactor })
+    }
+
+    /// The target's name.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// Where an object lies on this machine's disk, if it does.
+    ///
+    /// # Errors
+    /// When the path is not one that stays below the root.
+    pub fn local_path(&self, path: &str) -> Result<Option<PathBuf>, Failure> {
+        check_path(path)?;
+        Ok(self.folder.as_ref().map(|folder| folder.join(path)))
+    }
+
+    /// How many bytes may still be written, where that can be asked.
+    pub fn free_space(&self) -> Option<u64> {
+        let mut folder: &Path = self.folder.as_deref()?;
+        while !folder.exists() {
+            folder = folder.parent()?;
+        }
+        free_space(folder)
+    }
+
+    /// The object of that path, if there is one.
+    ///
+    /// # Errors
+    /// When the storage can't be asked.
+    pub async fn stat(&self, path: &str) -> Result<Option<Object>, Failure> {
+        check_path(path)?;
+        match self.operator.stat(path).await {
+            Ok(metadata) => Ok(Some(object(path, &metadata))),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                // A bucket knows no folders but those whose name ends with a slash.
+                let folder = format!("{path}/");
+                match self.operator.stat(&folder).await {
+                    Ok(metadata) if metadata.is_dir() && self.folder.is_some() => Ok(Some(object(path, &metadata))),
+                    _ => Ok(None),
+                }
+            }
+            Err(error) => Err(self.failure(&error, "look at", path)),
+        }
+    }
+
+    /// The object of that path.
+    ///
+    /// # Errors
+    /// When the storage can't be asked, or has no such object.
+    pub async fn object(&self, path: &str) -> Result<Object, Failure> {
+        self.stat(path).await?.ok_or_else(|| {
+            Failure::permanent(format!("the storage `{}` has no object `{path}`", self.target))
+                .help("list what is there and name one of those, or take a backup first")
+        })
+    }
+
+    /// Every object whose path begins with `prefix`, by path. Files that are being
+    /// written are not objects yet.
+    ///
+    /// # Errors
+    /// When the storage can't be asked.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<Object>, Failure> {
+        if !prefix.is_empty() {
+            check_path(prefix.strip_suffix('/').unwrap_or(prefix))?;
+        }
+        let failed = |error: &opendal::Error| self.failure(error, "list", &format!("{prefix}*"));
+        // Asked by folder and filtered here, so that disks and buckets mean the same by a prefix.
+        let folder = prefix.rfind('/').map_or("", |slash| &prefix[..=slash]);
+        let lister = self.operator.lister_with(folder).recursive(true).await;
+        let mut entries = match lister {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(vec![]),
+            Err(error) => return Err(failed(&error)),
+        };
+        let mut objects = vec![];
+        while let Some(entry) = entries.try_next().await.map_err(|error| failed(&error))? {
+            let path = entry.path();
+            if !path.starts_with(prefix) || entry.metadata().is_dir() || is_partial(path) {
+                continue;
+            }
+            if entry.metadata().last_modified().is_some() {
+                objects.push(object(path, entry.metadata()));
+            } else if let Some(object) = self.stat(path).await? {
+                // Gone since the listing otherwise.
+                objects.push(object);
+            }
+        }
+        objects.sort_by(|one, other| one.path.cmp(&other.path));
+        Ok(objects)
+    }
+
+    /// Reads an object from its start.
+    ///
+    /// # Errors
+    /// When it can't be opened.
+    pub async fn read(&self, path: &str) -> Result<impl AsyncBufRead + Send + Unpin + use<>, Failure> {
+        check_path(path)?;
+        let failed = |error: &opendal::Error| self.failure(error, "read", path);
+        let reader = self.operator.reader_with(path).await.map_err(|error| failed(&error))?;
+        let stream = reader.into_bytes_stream(..).await.map_err(|error| failed(&error))?;
+        Ok(StreamReader::new(stream.boxed()))
+    }
+
+    /// Reads a small object whole; `None` when there is none.
+    ///
+    /// # Errors
+    /// When it can't be read or is larger than `limit`.
+    pub async fn read_small(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, Failure> {
+        let Some(object) = self.stat(path).await? else { return Ok(None) };
+        if object.bytes > limit {
+            let message = format!("`{path}` in the storage `{}` has {} bytes, more than {limit}", self.target, object.bytes);
+            return Err(Failure::permanent(message));
+        }
+        let mut content = vec![];
+        let mut reader = self.read(path).await?.take(limit);
+        reader.read_to_end(&mut content).await.map_err(|error| self.read_failure(&error, path))?;
+        Ok(Some(content))
+    }
+
+    /// Starts to write an object. Nothing appears under its name before [`Upload::publish`].
+    ///
+    /// # Errors
+    /// When the object is there already (unless `options.replace`), or nothing can be written.
+    pub async fn upload(&self, path: &str, options: UploadOptions<'_>) -> Result<Upload, Failure> {
+        check_path(path)?;
+        if !options.replace && self.stat(path).await?.is_some() {
+            return Err(self.exists(path));
+        }
+        let sink = if let Some(folder) = &self.folder {
+            let whole = folder.join(path);
+            let partial = partial_name(&whole, options.writer);
+            let file = create_partial(&partial).await.map_err(|error| self.file_failure(&error, "write", path))?;
+            Sink::File { file: tokio::io::BufWriter::with_capacity(1 << 20, file), partial, whole }
+        } else {
+            let part = SMALLEST_PART.max(options.expected_bytes / MOST_PARTS);
+            let writer = self
+                .operator
+                .writer_with(path)
+                .chunk(part as usize)
+                .concurrent(2)
+                .if_not_exists(!options.replace)
+                .await
+                .map_err(|error| self.failure(&error, "write", path))?;
+            Sink::Parts(Box::new(writer))
+        };
+        Ok(Upload { storage: self.clone(), path: path.to_owned(), replace: options.replace, bytes: 0, sink })
+    }
+
+    /// Writes a small object whole.
+    ///
+    /// # Errors
+    /// As [`Storage::upload`] and [`Upload::publish`].
+    pub async fn put(&self, path: &str, content: Vec<u8>, options: UploadOptions<'_>) -> Result<(), Failure> {
+        let mut upload = self.upload(path, options).await?;
+        match upload.write(content.into()).await {
+            Ok(()) => upload.publish().await.map(|_| ()),
+            Err(failure) => {
+                upload.abort().await;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Removes an object; one that is not there is removed already.
+    ///
+    /// # Errors
+    /// When the storage refuses.
+    pub async fn delete(&self, path: &str) -> Result<(), Failure> {
+        check_path(path)?;
+        self.operator.delete(path).await.map_err(|error| self.failure(&error, "delete", path))
+    }
+
+    /// Removes what an interrupted [`Storage::upload`] by the same `writer` left on a disk.
+    /// A bucket's unfinished uploads are invisible and expire by the bucket's own rules.
+    ///
+    /// # Errors
+    /// When it is there and can't be removed.
+    pub async fn remove_leftover(&self, path: &str, writer: &str) -> Result<(), Failure> {
+        check_path(path)?;
+        let Some(folder) = &self.folder else { return Ok(()) };
+        match tokio::fs::remove_file(partial_name(&folder.join(path), writer)).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(self.file_failure(&error, "remove the leftover of", path))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What a failed read from [`Storage::read`] comes to.
+    pub fn read_failure(&self, error: &std::io::Error, path: &str) -> Failure {
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<opendal::Error>());
+        match inner {
+            Some(inner) => self.failure(inner, "read", path),
+            None => self.file_failure(error, "read", path),
+        }
+    }
+
+    fn exists(&self, path: &str) -> Failure {
+        Failure::permanent(format!("the storage `{}` already has an object `{path}`", self.target))
+            .help("objects are never overwritten: choose another path, one with the time in it")
+    }
+
+    fn failure(&self, error: &opendal::Error, verb: &str, path: &str) -> Failure {
+        let message = format!("{verb} `{path}` in the storage `{}`: {}", self.target, self.words(error));
+        // Errors that opendal's own retries did not mend are "persistent": they may still pass.
+        let transient = error.is_temporary() || error.is_persistent() || error.kind() == ErrorKind::RateLimited;
+        let failure = Failure { message, transient, help: None };
+        match error.kind() {
+            ErrorKind::PermissionDenied => failure.help("check the storage's credentials and what they may do"),
+            ErrorKind::NotFound => failure.help("check the object's path, and the storage's `root` or `bucket`"),
+            ErrorKind::ConfigInvalid => failure.help("check the storage's settings in the environment"),
+            _ => failure,
+        }
+    }
+
+    /// The error's own words in one line, without opendal's context dump.
+    fn words(&self, error: &opendal::Error) -> String {
+        let mut words = error.message().trim().to_owned();
+        let mut source = std::error::Error::source(error);
+        while let Some(inner) = source {
+            let text = inner.to_string();
+            if !words.contains(&text) {
+                words = format!("{words}: {text}");
+            }
+            source = inner.source();
+        }
+        if words.is_empty() {
+            words = error.kind().to_string();
+        }
+        self.redactor.redact(&words.replace('\n', " ")).into_owned()
+    }
+
+    fn file_failure(&self, error: &std::io::Error, verb: &str, path: &str) -> Failure {
+        let message = format!("{verb} `{path}` in the storage `{}`: {error}", self.target);
+        match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                Failure::permanent(message).help("make room there, then resume")
+            }
+            std::io::ErrorKind::Interrupted | std::io::ErrorKind::TimedOut => Failure::transient(message),
+            _ => Failure::permanent(message),
+        }
+    }
+}
+
+/// How an object is written.
+#[derive(Clone, Copy, Debug)]
+pub struct UploadOptions<'a> {
+    /// Who writes, unique among those that may write the same object at once and the
+    /// same again after a kill: names the hidden file.
+    pub writer: &'a str,
+    /// A guess at the size, to choose the size of parts.
+    pub expected_bytes: u64,
+    /// Whether an object of that name is replaced. Otherwise it is refused.
+    pub replace: bool,
+}
+
+/// An object that is being written.
+#[derive(Debug)]
+pub struct Upload {
+    storage: Storage,
+    path: String,
+    replace: bool,
+    bytes: u64,
+    sink: Sink,
+}
+
+enum Sink {
+    File { file: tokio::io::BufWriter<tokio::fs::File>, partial: PathBuf, whole: PathBuf },
+    Parts(Box<opendal::Writer>),
+}
+
+impl std::fmt::Debug for Sink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::File { .. } => "File",
+            Self::Parts(_) => "Parts",
+        })
+    }
+}
+
+impl Upload {
+    /// Appends.
+    ///
+    /// # Errors
+    /// When the storage doesn't take it: call [`Upload::abort`].
+    pub async fn write(&mut self, piece: Bytes) -> Result<(), Failure> {
+        self.bytes += piece.len() as u64;
+        match &mut self.sink {
+            Sink::File { file, .. } => {
+                file.write_all(&piece).await.map_err(|error| self.storage.file_failure(&error, "write", &self.path))
+            }
+            Sink::Parts(writer) => {
+                writer.write(piece).await.map_err(|error| self.storage.failure(&error, "write", &self.path))
+            }
+        }
+    }
+
+    /// Bytes written so far.
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Makes the object appear, whole and durable, and reads its size back. Gives the size.
+    ///
+    /// # Errors
+    /// When it can't be completed; nothing appears then, unless the storage completed it
+    /// and only its answer was lost.
+    pub async fn publish(self) -> Result<u64, Failure> {
+        let Self { storage, path, replace, bytes, sink } = self;
+        match sink {
+            Sink::File { file, partial, whole } => {
+                let published = publish_file(file, &partial, &whole, replace).await;
+                if published.is_err() {
+                    drop(tokio::fs::remove_file(&partial).await);
+                }
+                published.map_err(|error| match error.kind() {
+                    std::io::ErrorKind::AlreadyExists => storage.exists(&path),
+                    _ => storage.file_failure(&error, "publish", &path),
+                })?;
+            }
+            Sink::Parts(mut writer) => {
+                if let Err(error) = writer.close().await {
+                    drop(writer.abort().await);
+                    return Err(match error.kind() {
+                        ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists => storage.exists(&path),
+                        _ => storage.failure(&error, "publish", &path),
+                    });
+                }
+            }
+        }
+        let there = storage.object(&path).await?.bytes;
+        if there != bytes {
+            let message = format!("`{path}` in the storage `{}` has {there} bytes, but {bytes} were written", storage.target);
+            return Err(Failure::permanent(message).help("something else writes that object; choose another path"));
+        }
+        Ok(bytes)
+    }
+
+    /// Gives up: nothing appears. What can't be removed stays hidden.
+    pub async fn abort(self) {
+        match self.sink {
+            Sink::File { file, partial, .. } => {
+                drop(file);
+                drop(tokio::fs::remove_file(&partial).await);
+            }
+            Sink::Parts(mut writer) => drop(writer.abort().await),
+        }
+    }
+}
+
+async fn create_partial(partial: &Path) -> std::io::Result<tokio::fs::File> {
+    if let Some(parent) = partial.parent() {
+        tokio::fs::create_dir_all(parent).await?;
+    }
+    // Backups hold personal data and password hashes: for the owner's eyes only.
+    tokio::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(partial).await
+}
+
+async fn publish_file(
+    mut file: tokio::io::BufWriter<tokio::fs::File>,
+    partial: &Path,
+    whole: &Path,
+    replace: bool,
+) -> std::io::Result<()> {
+    file.flush().await?;
+    file.get_ref().sync_all().await?;
+    if replace {
+        tokio::fs::rename(partial, whole).await?;
+    } else {
+        // A link refuses to replace what another writer has put there; a rename would not.
+        match tokio::fs::hard_link(partial, whole).await {
+            Ok(()) => tokio::fs::remove_file(partial).await?,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(error),
+            // A file system without links: look, then rename.
+            Err(_) if tokio::fs::try_exists(whole).await? => return Err(std::io::ErrorKind::AlreadyExists.into()),
+            Err(_) => tokio::fs::rename(partial, whole).await?,
+        }
+    }
+    if let Some(parent) = whole.parent() {
+        tokio::fs::File::open(parent).await?.sync_all().await?;
+    }
+    Ok(())
+}
+
+/// The bytes that may still be written to the file system of `path`.
+pub fn free_space(path: &Path) -> Option<u64> {
+    let stat = nix::sys::statvfs::statvfs(path).ok()?;
+    #[allow(clippy::useless_conversion, reason = "the width differs between systems")]
+    Some(u64::from(stat.blocks_available()) * u64::from(stat.fragment_size()))
+}
+
+fn partial_name(whole: &Path, writer: &str) -> PathBuf {
+    let name = whole.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let writer: String = writer.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    whole.with_file_name(format!(".{name}.{writer}{PARTIAL}"))
+}
+
+fn is_partial(path: &str) -> bool {
+    path.rsplit('/').next().is_some_and(|name| name.starts_with('.') && name.ends_with(PARTIAL))
+}
+
+fn object(path: &str, metadata: &opendal::Metadata) -> Object {
+    Object {
+        path: path.to_owned(),
+        bytes: metadata.content_length(),
+        modified: metadata.last_modified().map(Into::into),
+        folder: metadata.is_dir(),
+    }
+}
+
+/// Whether a path stays below a storage's root and names one object.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_path(path: &str) -> Result<(), Failure> {
+    let wrong = |why: &str| {
+        Err(Failure::permanent(format!("`{}` is not a path in a storage: {why}", path.escape_debug()))
+            .help("write it relative to the storage's root, as `daily/auth.sql.gz`"))
+    };
+    if path.is_empty() {
+        return wrong("it is empty");
+    }
+    if path.starts_with('/') {
+        return wrong("it is absolute");
+    }
+    if path.chars().any(char::is_control) {
+        return wrong("it holds a control character");
+    }
+    if path.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
+        return wrong("it has an empty part, `.` or `..`");
+    }
+    Ok(())
+}
