@@ -5,6 +5,7 @@
 //! [`template`], [`record`] (what happened), [`service`] (the outside world), [`step`] (what a
 //! step type is), [`environment`], [`plan`] (a checked graph of steps).
 
+pub mod dump;
 pub mod environment;
 pub mod failure;
 pub mod ids;

@@ -137,7 +137,8 @@ impl Storage {
             options.insert("root".to_owned(), root.to_string_lossy().into_owned());
             Some(root)
         } else {
-            let elsewhere = ["AWS_REGION", "AWS_DEFAULT_REGION"].iter().any(|name| std::env::var_os(name).is_some());
+            let elsewhere =
+                ["AWS_REGION", "AWS_DEFAULT_REGION"].iter().any(|name| std::env::var_os(name).is_some());
             if !elsewhere && !options.contains_key("profile") {
                 // S3 servers other than Amazon's sign for this one unless told otherwise.
                 options.entry("region".to_owned()).or_insert_with(|| "us-east-1".to_owned());
@@ -148,7 +149,9 @@ impl Storage {
             Failure::permanent(format!("the storage `{target}`: {}", redactor.redact(&error.to_string())))
         })?;
         let operator = operator
-            .layer(TimeoutLayer::new().with_timeout(Duration::from_secs(60)).with_io_timeout(Duration::from_secs(120)))
+            .layer(
+                TimeoutLayer::new().with_timeout(Duration::from_secs(60)).with_io_timeout(Duration::from_secs(120)),
+            )
             .layer(
                 RetryLayer::new()
                     .with_max_times(4)
@@ -267,7 +270,8 @@ impl Storage {
     pub async fn read_small(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, Failure> {
         let Some(object) = self.stat(path).await? else { return Ok(None) };
         if object.bytes > limit {
-            let message = format!("`{path}` in the storage `{}` has {} bytes, more than {limit}", self.target, object.bytes);
+            let message =
+                format!("`{path}` in the storage `{}` has {} bytes, more than {limit}", self.target, object.bytes);
             return Err(Failure::permanent(message));
         }
         let mut content = vec![];
@@ -489,7 +493,8 @@ impl Upload {
         }
         let there = storage.object(&path).await?.bytes;
         if there != bytes {
-            let message = format!("`{path}` in the storage `{}` has {there} bytes, but {bytes} were written", storage.target);
+            let message =
+                format!("`{path}` in the storage `{}` has {there} bytes, but {bytes} were written", storage.target);
             return Err(Failure::permanent(message).help("something else writes that object; choose another path"));
         }
         Ok(bytes)

@@ -1,0 +1,298 @@
+//! What one statement of a dump is: enough of its words to count rows, to name roles and
+//! extensions, and to leave out what must not be run. Never a parser of SQL.
+
+/// A word, a quoted name, a quoted text or a sign.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Token {
+    /// An unquoted word, folded to lower case.
+    Word(String),
+    /// A quoted name, unquoted.
+    Name(String),
+    /// A quoted text, unquoted.
+    Text(String),
+    /// Anything else.
+    Sign(char),
+}
+
+impl Token {
+    fn is(&self, word: &str) -> bool {
+        matches!(self, Self::Word(own) if own == word)
+    }
+
+    /// The name that it is, if it is one.
+    fn name(&self) -> Option<&str> {
+        match self {
+            Self::Word(name) | Self::Name(name) => Some(name),
+            _ => None,
+        }
+    }
+}
+
+/// What a statement of a dump does, as far as a restore must know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Rows follow for that table (its schema, if it says one).
+    Copy {
+        /// The schema.
+        schema: Option<String>,
+        /// The table.
+        table: String,
+    },
+    /// One or more rows for that table, in the statement itself.
+    Insert {
+        /// The schema.
+        schema: Option<String>,
+        /// The table.
+        table: String,
+    },
+    /// `SET search_path` or the call for it: the first schema.
+    SearchPath(Option<String>),
+    /// Creates, changes or drops a whole database.
+    Database,
+    /// `BEGIN` or `COMMIT`: pg_dump writes them around large objects.
+    Transaction,
+    /// Ends or leaves a transaction in a way that a dump has no business with.
+    Rollback,
+    /// Names an owner.
+    Owner(String),
+    /// Grants to or revokes from roles, or sets default privileges.
+    Privileges(Vec<String>),
+    /// Needs that extension.
+    Extension(String),
+    /// Sets what servers before 17 don't know.
+    TransactionTimeout,
+    /// `SET client_encoding`.
+    ClientEncoding(String),
+    /// Anything else.
+    Other,
+}
+
+/// What a statement does. A statement that was cut short is told by its beginning.
+pub fn kind(text: &[u8]) -> Kind {
+    let tokens = tokens(text);
+    let word = |at: usize, word: &str| tokens.get(at).is_some_and(|token: &Token| token.is(word));
+    let Some(Token::Word(first)) = tokens.first() else { return Kind::Other };
+    match first.as_str() {
+        "copy" => {
+            let Some((schema, table, after)) = qualified(&tokens, 1) else { return Kind::Other };
+            let mut depth = 0;
+            let from_stdin = tokens[after..].windows(2).any(|pair| {
+                match pair[0] {
+                    Token::Sign('(') => depth += 1,
+                    Token::Sign(')') => depth -= 1,
+                    _ => {}
+                }
+                depth == 0 && pair[0].is("from") && pair[1].is("stdin")
+            });
+            if from_stdin { Kind::Copy { schema, table } } else { Kind::Other }
+        }
+        "insert" if word(1, "into") => match qualified(&tokens, 2) {
+            Some((schema, table, _)) => Kind::Insert { schema, table },
+            None => Kind::Other,
+        },
+        "set" if word(1, "search_path") => Kind::SearchPath(tokens.get(3).and_then(first_schema)),
+        "set" if word(1, "transaction_timeout") => Kind::TransactionTimeout,
+        "set" if word(1, "client_encoding") => match tokens.get(3) {
+            Some(Token::Text(encoding)) => Kind::ClientEncoding(encoding.clone()),
+            _ => Kind::Other,
+        },
+        "set" if word(1, "session") && word(2, "authorization") => match tokens.get(3) {
+            Some(Token::Text(role) | Token::Name(role) | Token::Word(role)) => Kind::Owner(role.clone()),
+            _ => Kind::Other,
+        },
+        "select" => search_path_call(&tokens),
+        "create" if word(1, "database") => Kind::Database,
+        "alter" | "drop" if word(1, "database") => Kind::Database,
+        "comment" if word(1, "on") && word(2, "database") => Kind::Database,
+        "security"
+            if word(1, "label")
+                && tokens.windows(2).take(8).any(|pair| pair[0].is("on") && pair[1].is("database")) =>
+        {
+            Kind::Database
+        }
+        "begin" | "commit" if tokens.len() == 2 => Kind::Transaction,
+        "begin" | "commit" | "rollback" | "abort" | "end" | "start" | "savepoint" | "release" | "prepare" => {
+            Kind::Rollback
+        }
+        "create" if word(1, "extension") => {
+            let at = if word(2, "if") { 5 } else { 2 };
+            tokens.get(at).and_then(Token::name).map_or(Kind::Other, |name| Kind::Extension(name.to_owned()))
+        }
+        "alter" if word(1, "default") && word(2, "privileges") => Kind::Privileges(roles(&tokens)),
+        "alter" => owner(&tokens),
+        "grant" | "revoke" if tokens.windows(2).any(|pair| pair[0].is("on") && pair[1].is("database")) => {
+            Kind::Database
+        }
+        "grant" | "revoke" => Kind::Privileges(roles(&tokens)),
+        _ => Kind::Other,
+    }
+}
+
+/// `SET standard_conforming_strings`, if the statement is that: whether it is on.
+pub fn conforming_strings(text: &[u8]) -> Option<bool> {
+    if text.len() > 128 || !contains_word(text, b"standard_conforming_strings") {
+        return None;
+    }
+    let tokens = tokens(text);
+    if !tokens.first().is_some_and(|first| first.is("set")) {
+        return None;
+    }
+    Some(!tokens.iter().any(|token| match token {
+        Token::Word(word) | Token::Text(word) => matches!(word.as_str(), "off" | "false" | "no" | "0"),
+        _ => false,
+    }))
+}
+
+fn contains_word(text: &[u8], word: &[u8]) -> bool {
+    text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word))
+}
+
+/// A name with or without its schema, from `at`; and where it ends.
+fn qualified(tokens: &[Token], at: usize) -> Option<(Option<String>, String, usize)> {
+    let at = if tokens.get(at)?.is("only") { at + 1 } else { at };
+    let first = tokens.get(at)?.name()?.to_owned();
+    if tokens.get(at + 1) == Some(&Token::Sign('.')) {
+        Some((Some(first), tokens.get(at + 2)?.name()?.to_owned(), at + 3))
+    } else {
+        Some((None, first, at + 1))
+    }
+}
+
+fn first_schema(token: &Token) -> Option<String> {
+    match token {
+        Token::Word(name) | Token::Name(name) | Token::Text(name) if !name.is_empty() => Some(name.clone()),
+        _ => None,
+    }
+}
+
+/// `SELECT pg_catalog.set_config('search_path', '', false)`.
+fn search_path_call(tokens: &[Token]) -> Kind {
+    let named = |token: &Token| matches!(token, Token::Text(text) if text == "search_path");
+    match tokens.iter().position(named) {
+        Some(at) if tokens.iter().take(at).any(|token| token.is("set_config")) => {
+            let first = match tokens.get(at + 2) {
+                Some(Token::Text(path)) => {
+                    path.split(',').next().map(|name| name.trim().trim_matches('"').to_owned())
+                }
+                _ => None,
+            };
+            Kind::SearchPath(first.filter(|name| !name.is_empty()))
+        }
+        _ => Kind::Other,
+    }
+}
+
+/// `ALTER … OWNER TO role;`
+fn owner(tokens: &[Token]) -> Kind {
+    match tokens {
+        [.., owner, to, role, Token::Sign(';')] if owner.is("owner") && to.is("to") => {
+            role.name().map_or(Kind::Other, |role| Kind::Owner(role.to_owned()))
+        }
+        _ => Kind::Other,
+    }
+}
+
+/// The roles that a GRANT, a REVOKE or default privileges name.
+fn roles(tokens: &[Token]) -> Vec<String> {
+    let mut roles = vec![];
+    let last = tokens.iter().rposition(|token| token.is("to") || token.is("from"));
+    let by = tokens.windows(2).position(|pair| pair[0].is("for") && pair[1].is("role"));
+    for start in last.map(|at| at + 1).into_iter().chain(by.map(|at| at + 2)) {
+        for token in &tokens[start..] {
+            match token {
+                Token::Sign(',') => {}
+                Token::Word(word)
+                    if matches!(word.as_str(), "with" | "granted" | "in" | "grant" | "revoke" | "cascade") =>
+                {
+                    break;
+                }
+                Token::Word(word)
+                    if matches!(word.as_str(), "public" | "group" | "current_user" | "session_user") => {}
+                Token::Word(name) | Token::Name(name) => roles.push(name.clone()),
+                _ => break,
+            }
+        }
+    }
+    roles
+}
+
+/// The tokens of a statement; comments and the insides of dollar quotes are left out.
+fn tokens(text: &[u8]) -> Vec<Token> {
+    let text = String::from_utf8_lossy(text);
+    let mut tokens = vec![];
+    let mut rest = text.char_indices().peekable();
+    // Only the beginning tells what a long statement is.
+    while tokens.len() < 4096 {
+        let Some((at, c)) = rest.next() else { break };
+        match c {
+            _ if c.is_whitespace() => {}
+            '-' if text[at..].starts_with("--") => while rest.next().is_some_and(|(_, c)| c != '\n') {},
+            '"' | '\'' => {
+                let mut inner = String::new();
+                while let Some((_, next)) = rest.next() {
+                    if next != c {
+                        inner.push(next);
+                    } else if rest.next_if(|(_, after)| *after == c).is_some() {
+                        inner.push(c);
+                    } else {
+                        break;
+                    }
+                }
+                tokens.push(if c == '"' { Token::Name(inner) } else { Token::Text(inner) });
+            }
+            _ if c.is_alphanumeric() || c == '_' => {
+                let mut word = String::from(c);
+                while let Some((_, next)) = rest.next_if(|(_, c)| c.is_alphanumeric() || matches!(c, '_' | '$')) {
+                    word.push(next);
+                }
+                tokens.push(Token::Word(word.to_lowercase()));
+            }
+            _ => tokens.push(Token::Sign(c)),
+        }
+    }
+    tokens
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_pg_dump_writes_is_told_apart() {
+        let copy = |schema: Option<&str>, table: &str| Kind::Copy {
+            schema: schema.map(str::to_owned),
+            table: table.to_owned(),
+        };
+        for (text, wanted) in [
+            ("COPY auth.users (id, name) FROM stdin;", copy(Some("auth"), "users")),
+            ("COPY auth.\"we\"\"ird.t\" (\"from\", a) FROM stdin;", copy(Some("auth"), "we\"ird.t")),
+            ("COPY users FROM stdin WITH (FORMAT text);", copy(None, "users")),
+            ("COPY auth.users TO stdout;", Kind::Other),
+            ("SET search_path = auth, pg_catalog;", Kind::SearchPath(Some("auth".to_owned()))),
+            ("SELECT pg_catalog.set_config('search_path', '', false);", Kind::SearchPath(None)),
+            ("ALTER TABLE auth.users OWNER TO \"Me\";", Kind::Owner("Me".to_owned())),
+            ("GRANT SELECT ON TABLE auth.users TO PUBLIC;", Kind::Privileges(vec![])),
+            ("GRANT SELECT ON TABLE auth.users TO a WITH GRANT OPTION;", Kind::Privileges(vec!["a".to_owned()])),
+            ("GRANT CONNECT ON DATABASE x TO a;", Kind::Database),
+            (
+                "CREATE EXTENSION IF NOT EXISTS \"uuid-ossp\" WITH SCHEMA public;",
+                Kind::Extension("uuid-ossp".to_owned()),
+            ),
+            ("CREATE DATABASE x WITH TEMPLATE = template0;", Kind::Database),
+            ("BEGIN;", Kind::Transaction),
+            ("ROLLBACK;", Kind::Rollback),
+            (
+                "INSERT INTO a.b VALUES ('COPY x FROM stdin');",
+                Kind::Insert { schema: Some("a".into()), table: "b".into() },
+            ),
+            (
+                "ALTER DEFAULT PRIVILEGES FOR ROLE a IN SCHEMA s GRANT SELECT ON TABLES TO b;",
+                Kind::Privileges(vec!["b".to_owned(), "a".to_owned()]),
+            ),
+        ] {
+            assert_eq!(kind(text.as_bytes()), wanted, "{text}");
+        }
+        assert_eq!(conforming_strings(b"SET standard_conforming_strings = off;"), Some(false));
+        assert_eq!(conforming_strings(b"SET standard_conforming_strings = on;"), Some(true));
+    }
+}

@@ -1,0 +1,263 @@
+//! What a plain SQL dump says while it streams by: whether it is whole, how many rows it
+//! has for each table, and what it needs. Leaves out what a restore must not run.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::lexer::{Lexer, Listener, Verdict};
+use super::statement::{Kind, kind};
+use crate::failure::Failure;
+
+/// What is left out of a dump while it is restored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// Owners and privileges.
+    pub owners: bool,
+    /// `\restrict` and `\unrestrict`, for a `psql` that doesn't know them. Nothing is lost:
+    /// the lexer lets no other backslash command through.
+    pub restrict: bool,
+    /// `SET transaction_timeout`, for servers before 17.
+    pub transaction_timeout: bool,
+}
+
+/// What a dump was found to hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// Rows by `schema.table`, for tables whose rows come by COPY.
+    pub rows: BTreeMap<String, u64>,
+    /// Tables whose rows come by INSERT: they can't be counted from outside.
+    pub inserted: BTreeSet<String>,
+    /// Roles that own something or hold privileges.
+    pub roles: BTreeSet<String>,
+    /// Extensions that it creates.
+    pub extensions: BTreeSet<String>,
+    /// The database it was taken from, where the dump says so.
+    pub database: Option<String>,
+    /// The server it was taken from.
+    pub server_version: Option<String>,
+    /// The tool that wrote it.
+    pub tool_version: Option<String>,
+    /// Its encoding, by PostgreSQL's name.
+    pub encoding: Option<String>,
+    /// Its lines.
+    pub lines: u64,
+}
+
+/// Reads a plain SQL dump piece by piece.
+#[derive(Debug, Default)]
+pub struct PlainReader {
+    lexer: Lexer,
+    hearer: Hearer,
+}
+
+#[derive(Debug, Default)]
+struct Hearer {
+    rules: Rules,
+    survey: Survey,
+    /// The table whose rows go by, and how many did.
+    copying: Option<(String, u64)>,
+    search_path: Option<String>,
+    headers: u32,
+    trailers: u32,
+    restricted: Option<String>,
+    /// A statement after the trailer.
+    after_trailer: Option<u64>,
+}
+
+impl PlainReader {
+    /// A reader that leaves out what `rules` say.
+    pub fn new(rules: Rules) -> Self {
+        Self { hearer: Hearer { rules, ..Hearer::default() }, ..Self::default() }
+    }
+
+    /// Reads on; what a restore should run is appended to `out`, if that is wanted.
+    ///
+    /// # Errors
+    /// When this is not a dump that can be restored.
+    pub fn push(&mut self, piece: &[u8], out: Option<&mut Vec<u8>>) -> Result<(), Failure> {
+        self.lexer.push(piece, &mut self.hearer, out)?;
+        if self.hearer.headers == 0 && self.lexer.line() > 100 {
+            return Err(not_a_dump("it does not begin as pg_dump's output does"));
+        }
+        Ok(())
+    }
+
+    /// What it does now: the table whose rows go by.
+    pub fn table(&self) -> Option<&str> {
+        self.hearer.copying.as_ref().map(|(table, _)| table.as_str())
+    }
+
+    /// Ends the dump: proves that it is whole.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn finish(mut self) -> Result<Survey, Failure> {
+        let line = self.lexer.line();
+        if line == 1 && self.hearer.headers == 0 {
+            return Err(not_a_dump("it is empty"));
+        }
+        if self.hearer.headers == 0 {
+            return Err(not_a_dump("it does not begin as pg_dump's output does"));
+        }
+        if let Some(open) = self.lexer.open() {
+            let within = self.table().map_or_else(String::new, |table| format!(" for {table}"));
+            return Err(cut(&format!("it ends at line {line} {open}{within}")));
+        }
+        self.hearer.end_copy();
+        if self.hearer.trailers < self.hearer.headers {
+            return Err(cut(&format!("it ends at line {line} without pg_dump's \"database dump complete\"")));
+        }
+        if let Some(line) = self.hearer.after_trailer {
+            return Err(not_a_dump(&format!(
+                "line {line}: a statement follows pg_dump's \"database dump complete\""
+            )));
+        }
+        if self.hearer.restricted.is_some() {
+            return Err(cut("its \\restrict is never ended"));
+        }
+        self.hearer.survey.lines = line;
+        Ok(self.hearer.survey)
+    }
+}
+
+impl Hearer {
+    fn end_copy(&mut self) {
+        if let Some((table, rows)) = self.copying.take() {
+            *self.survey.rows.entry(table).or_default() += rows;
+        }
+    }
+
+    fn table(&self, schema: Option<String>, table: &str) -> String {
+        let schema = schema.or_else(|| self.search_path.clone()).unwrap_or_else(|| "public".to_owned());
+        format!("{schema}.{table}")
+    }
+
+    const fn verdict(dropped: bool) -> Verdict {
+        if dropped { Verdict::Drop } else { Verdict::Keep }
+    }
+}
+
+impl Listener for Hearer {
+    fn comment(&mut self, text: &str, _line: u64) {
+        self.end_copy();
+        let text = text.trim();
+        match text {
+            "PostgreSQL database dump" => self.headers += 1,
+            "PostgreSQL database dump complete" => self.trailers += 1,
+            _ => {
+                if let Some(version) = text.strip_prefix("Dumped from database version ") {
+                    self.survey.server_version.get_or_insert_with(|| version.to_owned());
+                } else if let Some(version) = text.strip_prefix("Dumped by pg_dump version ") {
+                    self.survey.tool_version.get_or_insert_with(|| version.to_owned());
+                }
+            }
+        }
+    }
+
+    fn statement(&mut self, text: &[u8], line: u64) -> Result<Verdict, Failure> {
+        self.end_copy();
+        if self.trailers > 0 && self.trailers == self.headers {
+            self.after_trailer.get_or_insert(line);
+        }
+        Ok(match kind(text) {
+            Kind::Copy { schema, table } => {
+                self.copying = Some((self.table(schema, &table), 0));
+                Verdict::Copy
+            }
+            Kind::Insert { schema, table } => {
+                let table = self.table(schema, &table);
+                self.survey.inserted.insert(table);
+                Verdict::Keep
+            }
+            Kind::SearchPath(schema) => {
+                self.search_path = schema;
+                Verdict::Keep
+            }
+            Kind::ClientEncoding(encoding) => {
+                self.survey.encoding.get_or_insert(encoding);
+                Verdict::Keep
+            }
+            // The database to restore into is the step's to choose, and everything is one transaction.
+            Kind::Database | Kind::Transaction => Verdict::Drop,
+            Kind::Rollback => {
+                return Err(Failure::permanent(format!("line {line} of the dump ends the restore's transaction"))
+                    .help("this is not what pg_dump writes; look at the file before you trust it"));
+            }
+            Kind::Owner(role) => {
+                self.survey.roles.insert(role);
+                Self::verdict(self.rules.owners)
+            }
+            Kind::Privileges(roles) => {
+                self.survey.roles.extend(roles);
+                Self::verdict(self.rules.owners)
+            }
+            Kind::Extension(name) => {
+                self.survey.extensions.insert(name);
+                Verdict::Keep
+            }
+            Kind::TransactionTimeout => Self::verdict(self.rules.transaction_timeout),
+            Kind::Other => Verdict::Keep,
+        })
+    }
+
+    fn command(&mut self, text: &str, line: u64) -> Result<bool, Failure> {
+        self.end_copy();
+        let (name, argument) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+        let argument = argument.trim();
+        match name {
+            "\\restrict" => {
+                self.restricted = Some(argument.to_owned());
+                Ok(!self.rules.restrict)
+            }
+            "\\unrestrict" => {
+                if self.restricted.take().as_deref() != Some(argument) {
+                    return Err(not_a_dump(&format!("line {line}: its \\unrestrict does not fit its \\restrict")));
+                }
+                Ok(!self.rules.restrict)
+            }
+            "\\connect" | "\\c" => {
+                let database = connect_target(argument);
+                match &self.survey.database {
+                    Some(known) if *known != database => Err(Failure::permanent(format!(
+                        "the dump holds more than one database: `{known}` and, at line {line}, `{database}`"
+                    ))
+                    .help("restore a dump of one database (pg_dump), not of a whole cluster (pg_dumpall)")),
+                    _ => {
+                        self.survey.database = Some(database);
+                        Ok(false)
+                    }
+                }
+            }
+            _ => Err(not_a_dump(&format!("line {line}: the psql command `{name}`, which could do anything"))),
+        }
+    }
+
+    fn row(&mut self) {
+        if let Some((_, rows)) = &mut self.copying {
+            *rows += 1;
+        }
+    }
+}
+
+/// The database of `\connect x`, `\connect "x"` or `\connect -reuse-previous=on "dbname='x'"`.
+fn connect_target(argument: &str) -> String {
+    let argument = argument.strip_prefix("-reuse-previous=on").unwrap_or(argument).trim();
+    let unquoted = argument.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    let argument = unquoted.map_or_else(|| argument.to_owned(), |name| name.replace("\"\"", "\""));
+    match argument.strip_prefix("dbname='").and_then(|rest| rest.strip_suffix('\'')) {
+        Some(name) => name.replace("\\'", "'").replace("\\\\", "\\"),
+        None => argument,
+    }
+}
+
+fn not_a_dump(why: &str) -> Failure {
+    Failure::permanent(format!("this is not a dump that can be restored: {why}"))
+        .help("restore another backup, or look at the file before you trust it")
+}
+
+fn cut(why: &str) -> Failure {
+    Failure::permanent(format!("the dump is not whole: {why}"))
+        .help("it was cut while it was written or copied; restore another backup")
+}
+
+#[cfg(test)]
+mod tests;
