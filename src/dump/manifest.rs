@@ -158,6 +158,15 @@ impl Manifest {
     }
 }
 
+/// `schema.table`, as manifests and plans name a table: a part is quoted only where a dot
+/// or a quote in it would mislead.
+pub fn table_name(schema: &str, table: &str) -> String {
+    let part = |name: &str| {
+        if name.contains(['.', '"']) { format!("\"{}\"", name.replace('"', "\"\"")) } else { name.to_owned() }
+    };
+    format!("{}.{}", part(schema), part(table))
+}
+
 /// Where the manifest of the object at `path` is.
 pub fn path_of(path: &str) -> String {
     format!("{path}{SUFFIX}")

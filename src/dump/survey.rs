@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::lexer::{Lexer, Listener, Verdict};
+use super::manifest::table_name;
 use super::statement::{Kind, kind};
 use crate::failure::Failure;
 
@@ -126,9 +127,9 @@ impl Hearer {
         }
     }
 
-    fn table(&self, schema: Option<String>, table: &str) -> String {
-        let schema = schema.or_else(|| self.search_path.clone()).unwrap_or_else(|| "public".to_owned());
-        format!("{schema}.{table}")
+    fn table(&self, schema: Option<&String>, table: &str) -> String {
+        let schema = schema.map(String::as_str).or(self.search_path.as_deref()).unwrap_or("public");
+        table_name(schema, table)
     }
 
     const fn verdict(dropped: bool) -> Verdict {
@@ -160,11 +161,11 @@ impl Listener for Hearer {
         }
         Ok(match kind(text) {
             Kind::Copy { schema, table } => {
-                self.copying = Some((self.table(schema, &table), 0));
+                self.copying = Some((self.table(schema.as_ref(), &table), 0));
                 Verdict::Copy
             }
             Kind::Insert { schema, table } => {
-                let table = self.table(schema, &table);
+                let table = self.table(schema.as_ref(), &table);
                 self.survey.inserted.insert(table);
                 Verdict::Keep
             }

@@ -5,10 +5,9 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use tokio::process::Command;
-
 use super::Server;
 use crate::failure::Failure;
+use crate::service::process::Command;
 
 /// Where distributions put each major version's tools.
 const DISTRIBUTION_FOLDERS: [&str; 3] = ["/usr/lib/postgresql", "/usr/local/lib/postgresql", "/opt/postgresql"];
@@ -111,7 +110,7 @@ fn candidates(name: &str, bin_dir: Option<&Path>) -> Vec<PathBuf> {
 }
 
 async fn probe(path: PathBuf) -> Option<Tool> {
-    let output = Command::new(&path).arg("--version").kill_on_drop(true).output().await.ok()?;
+    let output = tokio::process::Command::new(&path).arg("--version").kill_on_drop(true).output().await.ok()?;
     let version = Version::parse(&String::from_utf8_lossy(&output.stdout))?;
     Some(Tool { path, version })
 }
@@ -126,20 +125,12 @@ impl Server {
     }
 
     /// A command that runs `tool` on `database`: where and as whom to connect is in its
-    /// environment; it ends with its handle, in a process group of its own, and reads nothing.
+    /// environment, and nothing that the operator's shell sets for psql sends it elsewhere.
     pub fn command(&self, tool: &Tool, database: Option<&str>) -> Command {
-        let mut command = Command::new(&tool.path);
-        // What the operator's shell sets for psql must not send us elsewhere.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PG")) {
-            command.env_remove(name);
-        }
-        command
-            .envs(self.tool_env(database))
+        self.tool_env(database)
+            .into_iter()
+            .fold(Command::new(tool.path.to_string_lossy()), |command, (name, value)| command.env(name, value))
             .env("LC_ALL", "C.UTF-8")
-            .stdin(std::process::Stdio::null())
-            .kill_on_drop(true)
-            .process_group(0);
-        command
     }
 
     /// The environment that tells libpq where and as whom to connect. Holds the password.
