@@ -7,6 +7,8 @@
 //! Every problem of a plan is found in one go and carries its place. Knows nothing of
 //! the engine or of reports. Read next: `load` for the way through.
 
+pub mod hazard;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
