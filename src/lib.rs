@@ -5,6 +5,7 @@
 //! [`template`], [`record`] (what happened), [`service`] (the outside world), [`step`] (what a
 //! step type is), [`environment`], [`plan`] (a checked graph of steps).
 
+pub mod cli;
 pub mod dump;
 pub mod environment;
 pub mod failure;
@@ -12,6 +13,7 @@ pub mod ids;
 pub mod matcher;
 pub mod plan;
 pub mod record;
+pub mod report;
 pub mod retry;
 pub mod secret;
 pub mod service;

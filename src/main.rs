@@ -1,1 +1,5 @@
-fn main() {}
+//! The `lifeboat` command: see [`lifeboat::cli`].
+
+fn main() -> std::process::ExitCode {
+    lifeboat::cli::main()
+}

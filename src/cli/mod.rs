@@ -1,0 +1,106 @@
+//! The command line: one file a command, holding its arguments and its function.
+//!
+//! Results go to standard output, talk to standard error; how the program ends is
+//! decided in [`exit`] alone. Read next: [`Command`].
+
+mod completions;
+mod defect;
+pub mod exit;
+mod man;
+mod out;
+mod schema;
+mod steps;
+mod trace;
+
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use exit::{Error, Exit};
+use out::{Color, Out};
+
+/// Disaster recovery by plans that are checked, rehearsed, run and resumed.
+#[derive(Debug, Parser)]
+#[command(name = "lifeboat", version, max_term_width = 100, propagate_version = false)]
+struct Lifeboat {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Common options")]
+struct Common {
+    /// Colours: only on a terminal (and not with `NO_COLOR`), always, or never
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    color: Color,
+    /// Say nothing on standard error but errors
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Say on standard error what happens inside; twice says more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Where runs are kept: a folder, or `postgres://…`; the environment's `state` (or `.lifeboat`) by default
+    #[arg(long, global = true, value_name = "PLACE", env = "LIFEBOAT_STATE", hide_env_values = true)]
+    state: Option<String>,
+    /// Columns to write for; the terminal's by default, 80 without one
+    #[arg(long, global = true, value_name = "COLUMNS", value_parser = clap::value_parser!(u16).range(40..=400))]
+    width: Option<u16>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Steps(steps::Args),
+    Schema(schema::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+}
+
+/// Runs the command of this process's arguments.
+pub fn main() -> ExitCode {
+    defect::install();
+    let matches = match command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(asked) => asked.exit(),
+    };
+    let cli = match Lifeboat::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(wrong) => wrong.exit(),
+    };
+    let common = cli.common;
+    let out = Out::new(common.color, common.width.map(usize::from), common.quiet);
+    trace::install(common.verbose, out.talk.color);
+    defect::guard(|| match run(cli.command, &common, &out) {
+        Ok(exit) => exit,
+        Err(error) => {
+            out.error(&error);
+            match error {
+                Error::Message { exit, .. } => exit,
+                Error::BrokenPipe => Exit::Done,
+            }
+        }
+    })
+    .into()
+}
+
+fn run(command: Command, common: &Common, out: &Out) -> Result<Exit, Error> {
+    match command {
+        Command::Steps(args) => steps::steps(&args, out),
+        Command::Schema(args) => schema::schema(&args, out),
+        Command::Completions(args) => completions::completions(&args, out),
+        Command::Man(args) => man::man(&args, out),
+    }
+}
+
+/// The whole command line, for parsing, completions, manual and reference.
+fn command() -> clap::Command {
+    let codes: String = exit::TABLE.iter().map(|(exit, meaning)| format!("\n  {:>3}  {meaning}", exit.code())).collect();
+    Lifeboat::command().after_long_help(format!("Exit codes:{codes}"))
+}
+
+/// A file of a command's argument, `-` for a standard stream.
+fn is_stream(path: &std::path::Path) -> bool {
+    path.as_os_str() == "-"
+}
