@@ -24,7 +24,8 @@ pub fn guard(program: impl FnOnce() -> Exit) -> Exit {
 
 fn describe(panic: &PanicHookInfo<'_>) -> String {
     let words = panic.payload();
-    let words = words.downcast_ref::<&str>().copied().or_else(|| words.downcast_ref::<String>().map(String::as_str));
+    let words =
+        words.downcast_ref::<&str>().copied().or_else(|| words.downcast_ref::<String>().map(String::as_str));
     let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
     // Of the arguments only the command: the others may hold a secret input.
     let command = std::env::args().nth(1).filter(|word| !word.starts_with('-')).unwrap_or_default();

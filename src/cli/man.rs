@@ -97,7 +97,8 @@ fn about(command: &Command, long: bool) -> String {
 
 fn options(command: &Command, wanted: impl Fn(&Arg) -> bool) -> String {
     let mut text = String::new();
-    let shown = |arg: &&Arg| wanted(arg) && !arg.is_hide_set() && !matches!(arg.get_id().as_str(), "help" | "version");
+    let shown =
+        |arg: &&Arg| wanted(arg) && !arg.is_hide_set() && !matches!(arg.get_id().as_str(), "help" | "version");
     for arg in command.get_arguments().filter(shown) {
         let _ = write!(text, "- `{}`", written(arg));
         let help = arg.get_long_help().or(arg.get_help()).map(ToString::to_string).unwrap_or_default();

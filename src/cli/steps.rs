@@ -51,9 +51,10 @@ fn choose(name: Option<&str>) -> Result<Vec<&'static TypeInfo>, Error> {
     if !family.is_empty() {
         return Ok(family);
     }
-    let nearest = step::TYPES.iter().map(|info| info.name).max_by(|a, b| {
-        strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name))
-    });
+    let nearest = step::TYPES
+        .iter()
+        .map(|info| info.name)
+        .max_by(|a, b| strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name)));
     let error = Error::usage(format!("no step type is called `{name}`"));
     Err(match nearest {
         Some(nearest) => error.help(format!("did you mean `{nearest}`? `lifeboat steps` lists them all")),
@@ -157,12 +158,14 @@ fn to_markdown(types: &[&'static TypeInfo]) -> String {
         let _ = write!(text, "\n## {}\n", title(family[0]));
         for info in family {
             let reference = Reference::of(info);
-            let _ = write!(text, "\n### {}\n\n{}\n\n```yaml\n{}```\n", info.name, info.summary, reference.example(0));
+            let _ =
+                write!(text, "\n### {}\n\n{}\n\n```yaml\n{}```\n", info.name, info.summary, reference.example(0));
             if !reference.parameters.is_empty() {
                 text.push_str("\n| parameter | type | |\n| --- | --- | --- |\n");
             }
             for parameter in &reference.parameters {
-                let name = if parameter.required { format!("**{}**", parameter.name) } else { parameter.name.clone() };
+                let name =
+                    if parameter.required { format!("**{}**", parameter.name) } else { parameter.name.clone() };
                 let mut help = parameter.help.clone();
                 if let Some(default) = &parameter.default {
                     let _ = write!(help, " Default: `{default}`.");
@@ -173,7 +176,13 @@ fn to_markdown(types: &[&'static TypeInfo]) -> String {
                 text.push_str("\n| output | type | |\n| --- | --- | --- |\n");
             }
             for output in &reference.outputs {
-                let _ = writeln!(text, "| {} | {} | {} |", output.name, reference::kind(output.kind), cell(output.help));
+                let _ = writeln!(
+                    text,
+                    "| {} | {} | {} |",
+                    output.name,
+                    reference::kind(output.kind),
+                    cell(output.help)
+                );
             }
             let _ = writeln!(text, "\n*After a kill:* {}.", info.after_kill.trim_end_matches('.'));
         }

@@ -254,7 +254,12 @@ mod tests {
         let text = "steps:\n  rëstore: { postgres.restor: {} }\n";
         let at = text.find("postgres.restor").unwrap();
         vec![
-            CheckedFile { file: "plans/good.yaml".into(), plan: Some("good".into()), steps: Some(2), problems: vec![] },
+            CheckedFile {
+                file: "plans/good.yaml".into(),
+                plan: Some("good".into()),
+                steps: Some(2),
+                problems: vec![],
+            },
             CheckedFile {
                 file: "plans/a b.yaml".into(),
                 plan: None,

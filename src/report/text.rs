@@ -126,7 +126,8 @@ impl Table {
                     line.push_str(&wrap(cell, paint.width, start.min(paint.width.saturating_sub(24))));
                 } else {
                     let gap = " ".repeat(widths[at] - width(cell));
-                    let (before, after) = if self.right.contains(&at) { (gap.as_str(), "") } else { ("", gap.as_str()) };
+                    let (before, after) =
+                        if self.right.contains(&at) { (gap.as_str(), "") } else { ("", gap.as_str()) };
                     line.extend([before, cell, after, "  "]);
                 }
             }
@@ -189,7 +190,10 @@ mod tests {
 
     #[test]
     fn amounts_read_well() {
-        assert_eq!([0.04, 12.4, 59.7, 185.0, 7800.0, 356_400.0].map(span), ["0.0s", "12s", "1m 00s", "3m 05s", "2h 10m", "4d 3h"]);
+        assert_eq!(
+            [0.04, 12.4, 59.7, 185.0, 7800.0, 356_400.0].map(span),
+            ["0.0s", "12s", "1m 00s", "3m 05s", "2h 10m", "4d 3h"]
+        );
         assert_eq!([0, 999, 1204, 1_234_567].map(count), ["0", "999", "1,204", "1,234,567"]);
         assert_eq!([plural(1, "step"), plural(2, "step")], ["1 step", "2 steps"]);
     }
@@ -201,9 +205,6 @@ mod tests {
         table.row([paint.good("✓"), "a".into(), "short".into()]);
         table.row([paint.bad("✗"), "long".into(), "words that do not fit on one line of forty".into()]);
         let text = console::strip_ansi_codes(&table.render(paint)).into_owned();
-        assert_eq!(
-            text,
-            "  ✓  a     short\n  ✗  long  words that do not fit on one\n           line of forty\n"
-        );
+        assert_eq!(text, "  ✓  a     short\n  ✗  long  words that do not fit on one\n           line of forty\n");
     }
 }

@@ -68,7 +68,9 @@ impl Reference {
             let key = parameter.name.rsplit('.').next().unwrap_or_default();
             let outer = parameter.name.rsplit_once('.').map(|(outer, _)| outer);
             // A key below an optional one isn't required where the optional one is left out.
-            if outer.is_some_and(|outer| !required.iter().any(|parameter| parameter.name == outer)) || key.contains('<') {
+            if outer.is_some_and(|outer| !required.iter().any(|parameter| parameter.name == outer))
+                || key.contains('<')
+            {
                 continue;
             }
             let inner = required.iter().any(|other| other.name.starts_with(&format!("{}.", parameter.name)));
@@ -104,9 +106,11 @@ fn target_name(kind: &str) -> &str {
 
 fn collect(schema: &Value, definitions: &Map<String, Value>, prefix: &str, into: &mut Vec<Parameter>) {
     let Some(properties) = schema["properties"].as_object() else { return };
-    let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let required: Vec<&str> =
+        schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     // Those that must be given first, each group in the order of the type.
-    let (first, rest): (Vec<_>, Vec<_>) = properties.iter().partition(|(name, _)| required.contains(&name.as_str()));
+    let (first, rest): (Vec<_>, Vec<_>) =
+        properties.iter().partition(|(name, _)| required.contains(&name.as_str()));
     for (name, property) in first.into_iter().chain(rest) {
         let full = format!("{prefix}{name}");
         let (inner, own) = resolve(property, definitions);
