@@ -161,6 +161,9 @@ pub struct AuthSandbox {
     /// The container it runs in, as `target/container`; without one it is a process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
+    /// How many users are made up to fill its database; 10,000 if not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub users: Option<u32>,
 }
 
 fn http_timeout() -> Duration {
