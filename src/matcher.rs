@@ -51,6 +51,11 @@ impl Matcher {
         Ok(Self(value))
     }
 
+    /// Accepts this value alone.
+    pub fn equals(value: impl Into<Value>) -> Self {
+        Self(serde_json::json!({ "equals": value.into() }))
+    }
+
     /// Whether `value` satisfies every condition.
     pub fn accepts(&self, value: &Value) -> bool {
         let Value::Object(map) = &self.0 else { return equal(&self.0, value) };

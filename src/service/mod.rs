@@ -3,6 +3,8 @@
 //! Knows nothing of plans or steps. Settings are parsed here (an environment's
 //! `targets`), connections are made here, and failures are classed here.
 
+pub mod docker;
+pub mod http;
 pub mod postgres;
 pub mod process;
 
@@ -279,5 +281,11 @@ impl Services {
             Failure::permanent(format!("the environment has no target `{name}`"))
                 .help(format!("add `{name}` under `targets` in the environment file"))
         })
+    }
+
+    /// The failure of a target that is of another kind than the one asked for.
+    fn wrong_kind(&self, target: &str, wanted: &str) -> Failure {
+        let kind = self.targets.get(target).map_or("unknown", Target::kind);
+        Failure::permanent(format!("target `{target}` is of kind {kind}; this step takes one of kind {wanted}"))
     }
 }

@@ -140,6 +140,32 @@ impl Effect {
         Self::new(Access::Read, resource)
     }
 
+    /// An effect as a plan declares it for a command: a verb and a resource, as in
+    /// `change postgres:db/manacore_auth` or `stop container:docker/mana-core-auth`.
+    ///
+    /// # Errors
+    /// When the verb is unknown, or what follows isn't `kind:name`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (verb, resource) =
+            text.trim().split_once(char::is_whitespace).ok_or("an effect is a verb and a resource")?;
+        let (kind, name) = resource
+            .trim()
+            .split_once(':')
+            .filter(|(kind, name)| !kind.is_empty() && !name.is_empty())
+            .ok_or_else(|| format!("`{resource}` is not `kind:name`"))?;
+        let (access, role) = match verb {
+            "read" => (Access::Read, Role::Plain),
+            "create" => (Access::Create, Role::Plain),
+            "change" => (Access::Change, Role::Plain),
+            "destroy" => (Access::Destroy, Role::Plain),
+            "stop" => (Access::Change, Role::Stops),
+            "start" => (Access::Change, Role::Starts),
+            "verify" => (Access::Read, Role::Verifies),
+            _ => return Err(format!("`{verb}` is none of read, create, change, destroy, stop, start, verify")),
+        };
+        Ok(Self::new(access, Resource::other(kind, name)).role(role))
+    }
+
     /// The same effect with a meaning.
     #[must_use]
     pub const fn role(mut self, role: Role) -> Self {
@@ -157,6 +183,16 @@ impl From<&Effect> for EffectRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn declared_effects() {
+        let stop = Effect::parse("stop container:docker/auth").unwrap();
+        assert_eq!((stop.access, stop.role), (Access::Change, Role::Stops));
+        assert_eq!(stop.resource, Resource::container("docker", "auth"));
+        for bad in ["", "change", "alter file:x", "change x", "change :x"] {
+            assert!(Effect::parse(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn a_database_holds_its_tables_and_no_namesake() {

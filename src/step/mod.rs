@@ -13,7 +13,13 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+pub mod container;
+pub mod control;
 pub mod effect;
+pub mod http;
+pub mod people;
+#[cfg(test)]
+mod testing;
 pub mod world;
 
 use crate::failure::Failure;
@@ -206,7 +212,18 @@ macro_rules! step_types {
     };
 }
 
-step_types! {}
+step_types! {
+    container::stop::Stop,
+    container::start::Start,
+    container::restart::Restart,
+    http::check::Check,
+    http::notify::Notify,
+    people::manual::Manual,
+    people::approve::Approve,
+    control::assert::Assert,
+    control::wait::Wait,
+    control::exec::Exec,
+}
 
 /// The step type of that name.
 pub fn find(name: &str) -> Option<&'static TypeInfo> {

@@ -1,0 +1,181 @@
+//! The parameters of `exec`: a map, or a bare list that is its `argv`.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::value::MapAccessDeserializer;
+use serde::{Deserialize, Deserializer, de};
+
+use crate::matcher::Matcher;
+
+/// Runs a command on this host.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, remote = "Self")]
+#[schemars(rename = "Exec", transform = or_a_list)]
+pub struct Exec {
+    /// Program and arguments, run without a shell.
+    #[schemars(extend("x-arguments" = true), length(min = 1))]
+    #[serde(default)]
+    pub argv: Option<Vec<Arg>>,
+    /// A script for `/bin/sh`, instead of `argv`. Never build it from values of others: hand them over by `env`.
+    #[schemars(extend("x-arguments" = true))]
+    #[serde(default)]
+    pub shell: Option<String>,
+    /// Variables for it, and the place for secrets. Of Lifeboat's own it sees PATH, HOME, USER, LOGNAME, SHELL,
+    /// LANG, LANGUAGE, LC_*, TZ, TMPDIR and SSH_AUTH_SOCK; LIFEBOAT_RUN, LIFEBOAT_STEP and LIFEBOAT_ATTEMPT are added.
+    #[serde(default)]
+    pub env: BTreeMap<String, Arg>,
+    /// The folder it runs in; by default the one that Lifeboat was started in.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    /// Text given to it as input.
+    #[serde(default)]
+    pub stdin: Option<String>,
+    /// The exit codes that are no failure: a number or a matcher. Code 75 is taken for a failure that may pass by itself.
+    #[serde(default = "zero")]
+    pub expect_exit: Matcher,
+    /// Further outputs, by name, read from its stdout.
+    #[serde(default)]
+    pub outputs: BTreeMap<String, Extract>,
+    /// What it does to what, as `change postgres:db/manacore_auth`; verbs: read, create, change, destroy, stop, start,
+    /// verify. `[]` means that it touches nothing. Without this nobody knows, and reviews say so.
+    #[serde(default)]
+    pub effects: Option<Vec<String>>,
+    /// Whether it may run again when a kill leaves it open whether it happened.
+    #[serde(default)]
+    pub idempotent: bool,
+}
+
+fn zero() -> Matcher {
+    Matcher::equals(0)
+}
+
+/// `exec: [program, argument]` is short for `exec: { argv: [program, argument] }`.
+fn or_a_list(schema: &mut Schema) {
+    let map = std::mem::take(schema);
+    *schema = json_schema!({
+        "anyOf": [
+            map,
+            {
+                "description": "Short for `argv`: program and arguments, run without a shell.",
+                "type": "array",
+                "items": { "type": ["string", "number", "boolean"] },
+                "minItems": 1,
+                "x-arguments": true,
+            },
+        ]
+    });
+}
+
+impl<'de> Deserialize<'de> for Exec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Exec;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list (program and arguments) or a map with `argv` or `shell`")
+            }
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Exec, A::Error> {
+                let mut argv = Vec::new();
+                while let Some(arg) = list.next_element()? {
+                    argv.push(arg);
+                }
+                Ok(Exec {
+                    argv: Some(argv),
+                    shell: None,
+                    env: BTreeMap::new(),
+                    cwd: None,
+                    stdin: None,
+                    expect_exit: zero(),
+                    outputs: BTreeMap::new(),
+                    effects: None,
+                    idempotent: false,
+                })
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Exec, A::Error> {
+                // The derived one: `remote = "Self"` gives it this name.
+                Exec::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// Text; YAML's `true` and `5` are taken as they are written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arg(pub String);
+
+impl<'de> Deserialize<'de> for Arg {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Arg;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("text")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Arg, E> {
+                Ok(Arg(text.to_owned()))
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Arg, E> {
+                Ok(Arg(value.to_string()))
+            }
+            fn visit_i64<E>(self, value: i64) -> Result<Arg, E> {
+                Ok(Arg(value.to_string()))
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Arg, E> {
+                Ok(Arg(value.to_string()))
+            }
+            fn visit_f64<E>(self, value: f64) -> Result<Arg, E> {
+                Ok(Arg(value.to_string()))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+impl JsonSchema for Arg {
+    fn schema_name() -> Cow<'static, str> {
+        "Arg".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": ["string", "number", "boolean"] })
+    }
+}
+
+/// How an output is read from stdout.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Extract {
+    /// Stdout is JSON: the value at this JSON pointer (`/items/0/name`; empty for all of it).
+    Json(#[schemars(regex(pattern = "^(/.*)?$"))] String),
+    /// What the first group of this regular expression matches.
+    Regex(#[schemars(extend("format" = "regex"))] String),
+}
+
+impl Extract {
+    /// What is wrong with it, and what to write instead.
+    pub(super) fn check(&self) -> Result<(), (String, String)> {
+        match self {
+            Self::Json(pointer) if pointer.is_empty() || pointer.starts_with('/') => Ok(()),
+            Self::Json(pointer) => Err((
+                format!("`{pointer}` is not a JSON pointer"),
+                format!("write `/{}`", pointer.replace('.', "/")),
+            )),
+            Self::Regex(pattern) => match regex::Regex::new(pattern) {
+                Ok(regex) if regex.captures_len() > 1 => Ok(()),
+                Ok(_) => Err((
+                    format!("`{pattern}` has no group"),
+                    "put the part that is wanted in parentheses".to_owned(),
+                )),
+                Err(error) => Err((error.to_string(), "correct the regular expression".to_owned())),
+            },
+        }
+    }
+}

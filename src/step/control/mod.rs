@@ -1,0 +1,5 @@
+//! Steps that steer a run or run a command on this host.
+
+pub mod assert;
+pub mod exec;
+pub mod wait;

@@ -1,0 +1,172 @@
+//! `wait`: lets time pass.
+//!
+//! The moment at which it ends is noted, so that after a kill only what is left is waited.
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::failure::Failure;
+use crate::record::event::{Progress, ProgressUnit};
+use crate::step::effect::Effect;
+use crate::step::{Action, AfterKill, Certainty, Done, Findings, Preview, PreviewCx, RunCx, Step, StepType};
+use crate::units;
+
+/// Lets time pass: `for` a while, or `until` a moment.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Wait {
+    /// How long.
+    #[serde(default)]
+    pub r#for: Option<units::Duration>,
+    /// Until when, as RFC 3339 with an offset.
+    #[serde(default)]
+    pub until: Option<units::Timestamp>,
+}
+
+impl StepType for Wait {
+    const NAME: &'static str = "wait";
+    const SUMMARY: &'static str = "Lets time pass";
+    const AFTER_KILL: &'static str = "waits for what is left";
+}
+
+#[async_trait]
+impl Step for Wait {
+    fn effects(&self) -> Vec<Effect> {
+        vec![]
+    }
+
+    fn check(&self, found: &mut Findings) {
+        let help = || "write `for: 5m` or `until: 2024-02-01T10:00:00Z`".to_owned();
+        match (&self.r#for, &self.until) {
+            (None, None) => found.add("", "`wait` needs to know how long", help()),
+            (Some(_), Some(_)) => found.add("/until", "`for` and `until` can't both be given", help()),
+            _ => {}
+        }
+    }
+
+    async fn preview(&self, _cx: &PreviewCx<'_>) -> Preview {
+        let summary = match (&self.r#for, &self.until) {
+            (Some(length), _) => format!("wait {length}"),
+            (None, Some(moment)) => format!("wait until {moment}"),
+            (None, None) => "wait".to_owned(),
+        };
+        Preview::new(Action::None, Certainty::Observed, summary)
+    }
+
+    async fn run(&self, cx: &RunCx) -> Result<Done, Failure> {
+        let began = Timestamp::now();
+        let end = match unfinished(cx) {
+            Some(noted) => noted,
+            None => {
+                let end = self.end(began)?;
+                cx.note(json!({ "until": end.to_string() })).await?;
+                end
+            }
+        };
+        let total = seconds(began, end);
+        loop {
+            // Short naps on the wall clock: it may be set, and a laptop may sleep.
+            let left = seconds(Timestamp::now(), end);
+            if left <= 0.0 {
+                break;
+            }
+            cx.progress(Progress {
+                done: (total - left).max(0.0) as u64,
+                total: Some(total.ceil() as u64),
+                unit: ProgressUnit::Seconds,
+                message: Some(format!("until {end}")),
+            });
+            tokio::select! {
+                () = tokio::time::sleep(std::time::Duration::from_secs_f64(left.min(1.0))) => {}
+                () = cx.cancel.cancelled() => return Err(Failure::transient("the wait was cancelled")),
+            }
+        }
+        // Told apart from a wait that a kill cut short, should the step be run anew.
+        cx.note(json!({ "over": true })).await?;
+        Ok(Done::new(format!("waited {}", units::Duration::seconds(seconds(began, end).max(0.0).round() as u64))))
+    }
+
+    async fn after_kill(&self, cx: &RunCx) -> Result<AfterKill, Failure> {
+        Ok(match unfinished(cx) {
+            None if cx.notes.is_empty() => AfterKill::DidNotHappen { why: "the wait had not begun".to_owned() },
+            None => AfterKill::Happened(Done::new("the wait was over")),
+            Some(end) if end <= Timestamp::now() => {
+                AfterKill::Happened(Done::new(format!("the wait was over at {end}")))
+            }
+            Some(end) => AfterKill::Partly { what: format!("the wait goes on until {end}") },
+        })
+    }
+}
+
+impl Wait {
+    fn end(&self, now: Timestamp) -> Result<Timestamp, Failure> {
+        match (&self.r#for, &self.until) {
+            (Some(length), _) => {
+                now.checked_add(length.std()).map_err(|error| Failure::permanent(error.to_string()))
+            }
+            (None, Some(moment)) => Ok(moment.0),
+            (None, None) => Err(Failure::permanent("`wait` needs `for` or `until`")),
+        }
+    }
+}
+
+/// The end of a wait that was cut short.
+fn unfinished(cx: &RunCx) -> Option<Timestamp> {
+    cx.notes.last()?.1["until"].as_str()?.parse().ok()
+}
+
+fn seconds(from: Timestamp, to: Timestamp) -> f64 {
+    to.duration_since(from).as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::step::testing::{cx, cx_after, findings, services, step};
+
+    #[tokio::test]
+    async fn waits_and_notes_its_end_first() {
+        let services = services(json!({}));
+        let (cx, recorder) = cx(&services);
+        let began = std::time::Instant::now();
+        step("wait", json!({ "for": "150ms" })).run(&cx).await.unwrap();
+        assert!(began.elapsed().as_millis() >= 150);
+        let noted: Timestamp = recorder.notes()[0]["until"].as_str().unwrap().parse().unwrap();
+        assert!(noted <= Timestamp::now());
+    }
+
+    #[tokio::test]
+    async fn after_a_kill_only_what_is_left_is_waited() {
+        let services = services(json!({}));
+        let wait = step("wait", json!({ "for": "1h" }));
+        let soon = Timestamp::now() + std::time::Duration::from_millis(100);
+        let (cx, _) = cx_after(&services, vec![json!({ "until": soon.to_string() })]);
+        assert!(matches!(wait.after_kill(&cx).await.unwrap(), AfterKill::Partly { .. }));
+        wait.run(&cx).await.unwrap();
+        assert!(matches!(wait.after_kill(&cx).await.unwrap(), AfterKill::Happened(_)));
+
+        let (cx, _) = cx_after(&services, vec![]);
+        assert!(matches!(wait.after_kill(&cx).await.unwrap(), AfterKill::DidNotHappen { .. }));
+    }
+
+    #[tokio::test]
+    async fn a_wait_can_be_cancelled_and_the_past_is_over_at_once() {
+        let services = services(json!({}));
+        let (cx, _) = cx(&services);
+        let wait = step("wait", json!({ "for": "1h" }));
+        let (result, ()) = tokio::join!(wait.run(&cx), async { cx.cancel.cancel() });
+        assert!(result.is_err());
+        let (cx, _) = super::tests::cx(&services);
+        step("wait", json!({ "until": "2024-02-01T10:00:00Z" })).run(&cx).await.unwrap();
+    }
+
+    #[test]
+    fn exactly_one_of_for_and_until() {
+        assert_eq!(findings("wait", json!({})).len(), 1);
+        assert_eq!(findings("wait", json!({ "for": "1s", "until": "2024-02-01T10:00:00Z" })).len(), 1);
+        assert!(findings("wait", json!({ "for": "1s" })).is_empty());
+    }
+}

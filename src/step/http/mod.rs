@@ -1,0 +1,4 @@
+//! Steps over HTTP.
+
+pub mod check;
+pub mod notify;
