@@ -10,8 +10,8 @@ use axum::routing::get;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::step::testing::{cx, findings, preview, refused, services, step};
 use crate::step::Action;
+use crate::step::testing::{cx, findings, preview, refused, services, step};
 use crate::step::world::{Fact, World};
 
 async fn serve(router: Router) -> String {
