@@ -193,17 +193,11 @@ impl Message {
             WebhookFormat::Slack => {
                 // `&`, `<` and `>` are what Slack's markup is made of.
                 let escape = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-                let mut text = String::new();
-                if self.severity != "info" {
-                    text = format!("[{}] ", self.severity);
-                }
-                if let Some(subject) = &self.subject {
-                    text.push_str(&format!("*{}*\n", escape(subject)));
-                }
-                text.push_str(&escape(&self.text));
-                if self.repeated {
-                    text.push_str("\n_(possibly repeated)_");
-                }
+                let severity =
+                    if self.severity == "info" { String::new() } else { format!("[{}] ", self.severity) };
+                let subject = self.subject.as_ref().map(|subject| format!("*{}*\n", escape(subject)));
+                let repeated = if self.repeated { "\n_(possibly repeated)_" } else { "" };
+                let text = [&severity, subject.as_deref().unwrap_or(""), &escape(&self.text), repeated].concat();
                 serde_json::json!({ "text": text })
             }
         }

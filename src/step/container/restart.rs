@@ -130,14 +130,11 @@ impl Restart {
 
     /// From wherever an attempt that was cut short came to.
     async fn go_on(&self, cx: &RunCx, engine: &Engine, container: &Container) -> Result<Done, Failure> {
-        let before = match unfinished(cx) {
-            Some(before) => before,
-            None => {
-                cx.note(noted(container)).await?;
-                container.started_at.clone()
-            }
-        };
-        if container.started_at == before {
+        let before = unfinished(cx);
+        if before.is_none() {
+            cx.note(noted(container)).await?;
+        }
+        if before.is_none_or(|before| before == container.started_at) {
             stop(cx, engine, container, self.grace).await?;
         }
         start_and_wait(cx, engine, container, self.wait, self.within, "restarted").await

@@ -66,7 +66,7 @@ impl Step for Exec {
         match (&self.argv, &self.shell) {
             (None, None) => found.add("", "`exec` needs a command", "write `argv: [program, argument]`".to_owned()),
             (Some(_), Some(_)) => {
-                found.add("/shell", "`argv` and `shell` can't both be given", "keep one of them".to_owned())
+                found.add("/shell", "`argv` and `shell` can't both be given", "keep one of them".to_owned());
             }
             (Some(argv), None) if argv.first().is_none_or(|program| program.0.is_empty()) => {
                 found.add("/argv", "there is no program in it", "write `argv: [program, argument]`".to_owned());

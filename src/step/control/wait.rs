@@ -58,14 +58,11 @@ impl Step for Wait {
 
     async fn run(&self, cx: &RunCx) -> Result<Done, Failure> {
         let began = Timestamp::now();
-        let end = match unfinished(cx) {
-            Some(noted) => noted,
-            None => {
-                let end = self.end(began)?;
-                cx.note(json!({ "until": end.to_string() })).await?;
-                end
-            }
-        };
+        let unfinished = unfinished(cx);
+        let end = unfinished.map_or_else(|| self.end(began), Ok)?;
+        if unfinished.is_none() {
+            cx.note(json!({ "until": end.to_string() })).await?;
+        }
         let total = seconds(began, end);
         loop {
             // Short naps on the wall clock: it may be set, and a laptop may sleep.

@@ -99,10 +99,10 @@ impl Step for Check {
     fn check(&self, found: &mut Findings) {
         match (&self.path, &self.url) {
             (None, None) => {
-                found.add("", "`http.check` needs a `path` or a `url`", "write `path: /health/ready`".to_owned())
+                found.add("", "`http.check` needs a `path` or a `url`", "write `path: /health/ready`".to_owned());
             }
             (Some(_), Some(_)) => {
-                found.add("/url", "`path` and `url` can't both be given", "keep one of them".to_owned())
+                found.add("/url", "`path` and `url` can't both be given", "keep one of them".to_owned());
             }
             (Some(path), None) if path.contains("://") => {
                 found.add("/path", "this is a whole URL", "write it as `url`".to_owned());
