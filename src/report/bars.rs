@@ -1,0 +1,153 @@
+//! A run as it happens, on a terminal: what ended stands above, a line for each running step below.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::lines::Lines;
+use super::text::Paint;
+use crate::record::event::{Event, Progress, ProgressUnit, Record};
+use crate::record::state::RunState;
+
+/// The lower part of the screen.
+#[derive(Debug)]
+pub struct Bars {
+    screen: MultiProgress,
+    running: BTreeMap<String, ProgressBar>,
+    lines: Lines,
+    paint: Paint,
+}
+
+/// How often bars move by themselves.
+const TICK: Duration = Duration::from_millis(120);
+
+impl Bars {
+    /// Bars on standard error for the run that `state` is of.
+    pub fn new(state: &RunState, paint: Paint) -> Self {
+        let screen = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(12));
+        Self { screen, running: BTreeMap::new(), lines: Lines::new(state, paint), paint }
+    }
+
+    /// Shows a record, `state` being the one after it.
+    pub fn record(&mut self, record: &Record, state: &RunState) {
+        match &record.event {
+            Event::StepStarted { step, attempt } => {
+                let again = if *attempt > 1 { format!("attempt {attempt}") } else { String::new() };
+                self.start(step, state, again);
+            }
+            Event::AttemptFailed { step, retry_in, .. } => {
+                self.say(record, state);
+                if let Some(bar) = self.running.get(step) {
+                    bar.set_message(format!("again in {}", super::text::span(*retry_in)));
+                }
+            }
+            Event::StepFinished { step, .. } => {
+                self.end(step);
+                self.say(record, state);
+            }
+            Event::StepWaiting { step, .. } => {
+                self.end(step);
+                self.say(record, state);
+            }
+            Event::RunStopped { .. } => {
+                self.clear();
+                self.say(record, state);
+            }
+            _ => self.say(record, state),
+        }
+    }
+
+    /// Shows how far a step is.
+    pub fn progress(&self, step: &str, progress: &Progress) {
+        let Some(bar) = self.running.get(step) else { return };
+        bar.set_style(style(progress, self.paint));
+        if let Some(total) = progress.total {
+            bar.set_length(total);
+        }
+        bar.set_position(progress.done);
+        bar.set_message(progress.message.clone().unwrap_or_default());
+    }
+
+    /// Takes the bars off the screen while `talk` uses it.
+    pub fn suspend<T>(&self, talk: impl FnOnce() -> T) -> T {
+        self.screen.suspend(talk)
+    }
+
+    /// Takes all bars off the screen.
+    pub fn clear(&mut self) {
+        for bar in std::mem::take(&mut self.running).into_values() {
+            bar.finish_and_clear();
+        }
+        // A screen that can't be cleared is no reason to stop a recovery.
+        let _ = self.screen.clear();
+    }
+
+    fn start(&mut self, step: &str, state: &RunState, message: String) {
+        if let Some(bar) = self.running.get(step) {
+            bar.set_message(message);
+            return;
+        }
+        let title = state.step(step).and_then(|step| step.header.title.clone()).unwrap_or_default();
+        let bar = self.screen.add(ProgressBar::no_length());
+        bar.set_style(style(&Progress { unit: ProgressUnit::Seconds, ..Progress::default() }, self.paint));
+        bar.set_prefix(step.to_owned());
+        bar.set_message(if message.is_empty() { title } else { message });
+        bar.enable_steady_tick(TICK);
+        self.running.insert(step.to_owned(), bar);
+    }
+
+    fn end(&mut self, step: &str) {
+        if let Some(bar) = self.running.remove(step) {
+            bar.finish_and_clear();
+            self.screen.remove(&bar);
+        }
+    }
+
+    fn say(&self, record: &Record, state: &RunState) {
+        if let Some(line) = self.lines.line(record, state) {
+            let _ = self.screen.println(line);
+        }
+    }
+}
+
+fn style(progress: &Progress, paint: Paint) -> ProgressStyle {
+    let (spinner, name) =
+        if paint.color { ("{spinner:.cyan}", "{prefix:.bold}") } else { ("{spinner}", "{prefix}") };
+    let known = progress.total.is_some_and(|total| total > 0);
+    let amounts = match (progress.unit, known) {
+        (ProgressUnit::Bytes, true) => {
+            "{bar:16} {binary_bytes} of {binary_total_bytes}, {percent}%, {binary_bytes_per_sec}, {eta} left"
+        }
+        (ProgressUnit::Bytes, false) => "{binary_bytes}, {binary_bytes_per_sec}, {elapsed}",
+        (ProgressUnit::Rows, true) => "{bar:16} {human_pos} of {human_len} rows, {percent}%, {per_sec}, {eta} left",
+        (ProgressUnit::Rows, false) => "{human_pos} rows, {per_sec}, {elapsed}",
+        (ProgressUnit::Items, true) => "{bar:16} {human_pos} of {human_len}, {percent}%, {elapsed}",
+        (ProgressUnit::Items, false) => "{human_pos}, {elapsed}",
+        (ProgressUnit::Seconds, true) => "{bar:16} {eta} left",
+        (ProgressUnit::Seconds, false) => "{elapsed}",
+    };
+    let template = format!("         {spinner} {name}  {amounts}  {{wide_msg}}");
+    ProgressStyle::with_template(&template)
+        .unwrap_or_else(|_| ProgressStyle::default_spinner())
+        .progress_chars("━╸─")
+        .tick_strings(&["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏", "▸"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_template_is_one() {
+        for unit in [ProgressUnit::Bytes, ProgressUnit::Rows, ProgressUnit::Items, ProgressUnit::Seconds] {
+            for total in [None, Some(10)] {
+                for color in [false, true] {
+                    let progress = Progress { done: 1, total, unit, message: None };
+                    let style = style(&progress, Paint { color, width: 80 });
+                    drop(style);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! What to do next, as commands to paste.
+
+use super::evidence::{Evidence, StepStatus};
+use super::text::{Paint, Table};
+use crate::record::event::RunStatus;
+
+/// A command, and what it does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Action {
+    /// To paste.
+    pub command: String,
+    /// What for.
+    pub why: String,
+}
+
+/// The next actions of a run. `alive`: a process works on it now. `flags` is what every
+/// command needs to find the run again (`--state …`), or nothing.
+pub fn actions(evidence: &Evidence, alive: bool, flags: &str) -> Vec<Action> {
+    let run = &evidence.run;
+    let mut actions = Vec::new();
+    let mut add = |command: String, why: &str| {
+        let flags = if flags.is_empty() { String::new() } else { format!(" {flags}") };
+        actions.push(Action { command: format!("lifeboat {command}{flags}"), why: why.to_owned() });
+    };
+    for step in evidence.steps.iter().filter(|step| step.state == StepStatus::Waiting) {
+        let id = quote(&step.id);
+        let fields: String = step
+            .question
+            .iter()
+            .flat_map(|question| question.fields.keys())
+            .map(|name| format!(" -f {name}=…"))
+            .collect();
+        add(format!("approve {run} {id}{fields}"), "answer yes");
+        add(format!("reject {run} {id} --note '…'"), "answer no");
+    }
+    match evidence.status {
+        RunStatus::Running if alive => add(format!("status {run} --follow"), "watch it"),
+        RunStatus::Succeeded => add(format!("report {run} -o {run}.md"), "keep the evidence"),
+        _ => {
+            let failed =
+                |step: &&super::evidence::StepEvidence| step.state == StepStatus::Failed && step.attempts > 0;
+            if let Some(step) = evidence.steps.iter().find(failed) {
+                add(format!("logs {run} {}", quote(&step.id)), "what the failed step printed");
+            }
+            add(format!("resume {run} --dry-run"), "what going on would do, and why");
+            add(format!("resume {run}"), "go on; what succeeded is kept");
+        }
+    }
+    actions
+}
+
+/// The actions as a block of a page; the reasons are shell comments, so that a whole line can be pasted.
+pub fn render(actions: &[Action], paint: Paint) -> String {
+    let mut table = Table::new(2);
+    for action in actions {
+        table.row([paint.name(&action.command), paint.dim(&format!("# {}", action.why))]);
+    }
+    // A command is never wrapped: a broken line can't be pasted.
+    table.render(Paint { width: usize::MAX / 2, ..paint })
+}
+
+/// A word for a shell.
+pub fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@%+=,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
