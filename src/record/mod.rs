@@ -11,6 +11,7 @@ pub mod inbox;
 pub mod journal;
 pub mod lock;
 pub mod measure;
+pub mod sink;
 pub mod state;
 mod step_state;
 pub mod store;
