@@ -1,6 +1,7 @@
 //! The exit codes, and the one error that commands end with.
 
 use crate::failure::Failure;
+use crate::record::store::StoreError;
 
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +97,17 @@ impl Error {
     /// A file that could not be read or written.
     pub fn file(attempted: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
         Self::usage(format!("failed to {attempted} {}: {error}", path.display()))
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        let exit = match &error {
+            StoreError::Locked { .. } => Exit::Locked,
+            StoreError::Io { .. } | StoreError::Journal(_) | StoreError::Illegal { .. } => Exit::Failed,
+            _ => Exit::Usage,
+        };
+        Self::Message { exit, message: error.to_string(), help: error.help() }
     }
 }
 

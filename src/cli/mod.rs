@@ -3,12 +3,19 @@
 //! Results go to standard output, talk to standard error; how the program ends is
 //! decided in [`exit`] alone. Read next: [`Command`].
 
+mod answer;
+mod audit;
 mod completions;
 mod defect;
 pub mod exit;
+mod logs;
 mod man;
 mod out;
+mod report;
+mod run_folder;
+mod runs;
 mod schema;
+mod status;
 mod steps;
 mod trace;
 
@@ -52,6 +59,15 @@ struct Common {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Runs(runs::Args),
+    Status(status::Args),
+    Logs(logs::Args),
+    /// Answer a waiting step with yes
+    Approve(answer::Args),
+    /// Answer a waiting step with no
+    Reject(answer::Args),
+    Report(report::Args),
+    Audit(audit::Args),
     Steps(steps::Args),
     Schema(schema::Args),
     Completions(completions::Args),
@@ -87,6 +103,13 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command, common: &Common, out: &Out) -> Result<Exit, Error> {
     match command {
+        Command::Runs(args) => runs::runs(&args, common, out),
+        Command::Status(args) => status::status(&args, common, out),
+        Command::Logs(args) => logs::logs(&args, common, out),
+        Command::Approve(args) => answer::answer(&args, true, common, out),
+        Command::Reject(args) => answer::answer(&args, false, common, out),
+        Command::Report(args) => report::report(&args, common, out),
+        Command::Audit(args) => audit::audit(&args, common, out),
         Command::Steps(args) => steps::steps(&args, out),
         Command::Schema(args) => schema::schema(&args, out),
         Command::Completions(args) => completions::completions(&args, out),
@@ -99,9 +122,4 @@ fn command() -> clap::Command {
     let codes: String =
         exit::TABLE.iter().map(|(exit, meaning)| format!("\n  {:>3}  {meaning}", exit.code())).collect();
     Lifeboat::command().after_long_help(format!("Exit codes:{codes}"))
-}
-
-/// A file of a command's argument, `-` for a standard stream.
-fn is_stream(path: &std::path::Path) -> bool {
-    path.as_os_str() == "-"
 }

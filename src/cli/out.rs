@@ -28,6 +28,16 @@ pub enum Color {
     Never,
 }
 
+/// `--format` of most commands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people
+    #[default]
+    Human,
+    /// For programs
+    Json,
+}
+
 impl Out {
     /// From the common flags and what the two streams are.
     pub fn new(color: Color, width: Option<usize>, quiet: bool) -> Self {

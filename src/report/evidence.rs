@@ -155,7 +155,7 @@ pub struct StepEvidence {
     pub question: Option<Question>,
     /// Every answer it got, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub answers: Vec<Answered>,
+    pub answers: Vec<Answer>,
 }
 
 /// Where a step stands.
@@ -190,17 +190,6 @@ pub struct AttemptError {
     /// Why.
     #[serde(flatten)]
     pub error: ErrorRecord,
-}
-
-/// An answer, and when it came.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Answered {
-    /// When.
-    #[schemars(with = "String")]
-    pub at: Timestamp,
-    /// The answer.
-    #[serde(flatten)]
-    pub answer: Answer,
 }
 
 /// Another process went on with the run.
@@ -248,19 +237,13 @@ impl Evidence {
         let state = RunState::fold(records)?;
         let mut evidence = Self::from_state(&state, head);
         for record in records {
-            match &record.event {
-                Event::RunResumed { by, version, decisions } => evidence.resumes.push(Resume {
+            if let Event::RunResumed { by, version, decisions } = &record.event {
+                evidence.resumes.push(Resume {
                     at: record.at,
                     by: by.clone(),
                     version: version.clone(),
                     decisions: decisions.clone(),
-                }),
-                Event::StepAnswered { step, answer } => {
-                    if let Some(step) = evidence.steps.iter_mut().find(|other| &other.id == step) {
-                        step.answers.push(Answered { at: record.at, answer: answer.clone() });
-                    }
-                }
-                _ => {}
+                });
             }
         }
         Ok(evidence)
@@ -357,7 +340,7 @@ impl StepEvidence {
             effects: step.header.effects.clone(),
             errors,
             question,
-            answers: Vec::new(),
+            answers: step.answers.clone(),
         }
     }
 }

@@ -128,11 +128,10 @@ fn errors(evidence: &Evidence) -> String {
             }
             let again =
                 if failed.error.transient { "It may pass by itself." } else { "It does not pass by itself." };
-            let _ = writeln!(
-                text,
-                "\n{again}{}",
-                failed.error.help.as_ref().map(|help| format!(" {}", escape(help))).unwrap_or_default()
-            );
+            let _ = writeln!(text, "\n{again}");
+            if let Some(help) = &failed.error.help {
+                let _ = writeln!(text, "\nHelp: {}", escape(help));
+            }
         }
     }
     section("What went wrong", text)
@@ -146,11 +145,10 @@ fn people(evidence: &Evidence) -> String {
         if let Some(question) = &step.question {
             let _ = writeln!(text, "  - still asked: {}", escape(&question.message.replace('\n', " ")));
         }
-        for answered in &step.answers {
-            let answer = &answered.answer;
+        for answer in &step.answers {
             let word = if answer.approved { "yes" } else { "no" };
             let note = answer.note.as_ref().map(|note| format!(": {}", escape(note))).unwrap_or_default();
-            let _ = writeln!(text, "  - {}: **{word}** by {}{note}", moment(answered.at), escape(&answer.by));
+            let _ = writeln!(text, "  - {}: **{word}** by {}{note}", moment(answer.at), escape(&answer.by));
             for (name, value) in &answer.fields {
                 let _ = writeln!(
                     text,

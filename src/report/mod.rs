@@ -8,6 +8,7 @@ pub mod bars;
 pub mod evidence;
 pub mod finding;
 pub mod lines;
+pub mod live;
 pub mod markdown;
 pub mod next;
 pub mod page;

@@ -35,6 +35,7 @@ pub fn actions(evidence: &Evidence, alive: bool, flags: &str) -> Vec<Action> {
     }
     match evidence.status {
         RunStatus::Running if alive => add(format!("status {run} --follow"), "watch it"),
+        RunStatus::Waiting => add(format!("resume {run}"), "go on, once it is answered"),
         RunStatus::Succeeded => add(format!("report {run} -o {run}.md"), "keep the evidence"),
         _ => {
             let failed =

@@ -14,7 +14,7 @@ pub fn page(evidence: &Evidence, now: Timestamp, holder: Option<&str>, actions: 
     let mut text = heading(evidence, holder.is_some(), paint);
     text.push_str(&facts(evidence, now, holder, paint));
     text.push('\n');
-    text.push_str(&steps(evidence, now, paint));
+    text.push_str(&steps(evidence, now, holder.is_some(), paint));
     for step in &evidence.steps {
         text.push_str(&trouble(step, paint));
         text.push_str(&question(step, paint));
@@ -69,7 +69,8 @@ fn facts(evidence: &Evidence, now: Timestamp, holder: Option<&str>, paint: Paint
     } else {
         String::new()
     };
-    table.row([paint.dim("time"), format!("{}, {}{waited}", moment(evidence.started_at), span(elapsed))]);
+    table
+        .row([paint.dim("time"), format!("began {}, took {}{waited}", moment(evidence.started_at), span(elapsed))]);
     if let Some(holder) = holder {
         table.row([paint.dim("held by"), holder.to_owned()]);
     }
@@ -93,7 +94,7 @@ fn facts(evidence: &Evidence, now: Timestamp, holder: Option<&str>, paint: Paint
     if recovery.point.is_some() || recovery.rpo.is_some() {
         let mut line = objective(recovery.point, recovery.rpo, "nothing was restored yet", paint);
         if let Some(at) = recovery.data_of {
-            let _ = write!(line, " (data of {})", moment(at));
+            let _ = write!(line, "; data of {}", moment(at));
         }
         table.row([paint.dim("recovery point"), line]);
     }
@@ -115,7 +116,7 @@ fn objective(measured: Option<f64>, objective: Option<Objective>, unknown: &str,
     }
 }
 
-fn steps(evidence: &Evidence, now: Timestamp, paint: Paint) -> String {
+fn steps(evidence: &Evidence, now: Timestamp, alive: bool, paint: Paint) -> String {
     let mut table = Table::new(2).right(&[2]);
     let mut finally = false;
     for step in &evidence.steps {
@@ -125,26 +126,29 @@ fn steps(evidence: &Evidence, now: Timestamp, paint: Paint) -> String {
         }
         let took = match (step.seconds, step.started_at) {
             (Some(seconds), _) => span(seconds),
-            (None, Some(at)) => span(seconds(at, now)),
-            (None, None) => String::new(),
+            (None, Some(at)) if alive || step.state == StepStatus::Waiting => span(seconds(at, now)),
+            (None, _) => String::new(),
         };
-        table.row([symbol(step.state, paint), step.id.clone(), paint.dim(&took), said(step, paint)]);
+        table.row([symbol(step.state, paint), step.id.clone(), paint.dim(&took), said(step, alive, paint)]);
     }
     table.render(paint)
 }
 
 /// What the list of steps says of one.
-fn said(step: &StepEvidence, paint: Paint) -> String {
+fn said(step: &StepEvidence, alive: bool, paint: Paint) -> String {
     let mut text = match step.state {
         StepStatus::Succeeded => step.summary.clone().unwrap_or_else(|| step.title.clone().unwrap_or_default()),
         StepStatus::Failed => paint.bad("failed"),
         StepStatus::Pending => paint.dim(step.title.as_deref().unwrap_or(&step.step_type)),
+        StepStatus::Running if !alive => paint.bad("cut off: what became of it is found out by a resume"),
         state => {
             let why = step.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
             format!("{}{why}", state.as_str())
         }
     };
-    if step.attempts > 1 {
+    if step.attempts > 1 && step.state == StepStatus::Running {
+        let _ = write!(text, " (attempt {})", step.attempts);
+    } else if step.attempts > 1 {
         let _ = write!(text, " ({})", plural(step.attempts as usize, "attempt"));
     }
     text
@@ -204,5 +208,5 @@ fn question(step: &StepEvidence, paint: Paint) -> String {
 }
 
 fn agreeing(step: &StepEvidence) -> usize {
-    step.answers.iter().filter(|answered| answered.answer.approved).count()
+    step.answers.iter().filter(|answer| answer.approved).count()
 }

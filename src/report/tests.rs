@@ -49,12 +49,12 @@ fn history(until: usize) -> Vec<Record> {
         (
             60,
             json!({ "type": "step_answered", "step": "agree",
-            "answer": { "approved": true, "by": "ines", "note": "counts checked", "fields": { "ticket": "OPS-7" } } }),
+            "answer": { "approved": true, "by": "ines", "at": "2026-02-01T10:01:00Z", "note": "counts checked", "fields": { "ticket": "OPS-7" } } }),
         ),
         (
             61,
             json!({ "type": "step_answered", "step": "agree",
-            "answer": { "approved": true, "by": "omar", "fields": { "ticket": "OPS-7" } } }),
+            "answer": { "approved": true, "by": "omar", "at": "2026-02-01T10:01:01Z", "fields": { "ticket": "OPS-7" } } }),
         ),
         (
             62,

@@ -76,7 +76,7 @@ pub fn wrap(text: &str, width: usize, indent: usize) -> String {
 }
 
 /// Rows of aligned columns. The last column is wrapped to what the page leaves for it;
-/// columns that are empty in every row take no room.
+/// columns that are empty in every row take no room. A row of one cell is a heading.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
     rows: Vec<Vec<String>>,
@@ -110,15 +110,16 @@ impl Table {
     /// The table as text, each line ended.
     pub fn render(&self, paint: Paint) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let rows = || self.rows.iter().filter(|row| row.len() > 1);
         let widths: Vec<usize> = (0..columns)
-            .map(|at| self.rows.iter().filter_map(|row| row.get(at)).map(|cell| width(cell)).max().unwrap_or(0))
+            .map(|at| rows().filter_map(|row| row.get(at)).map(|cell| width(cell)).max().unwrap_or(0))
             .collect();
         let mut text = String::new();
         for row in &self.rows {
             let mut line = " ".repeat(self.indent);
             let last = row.len().saturating_sub(1);
             for (at, cell) in row.iter().enumerate() {
-                if widths[at] == 0 {
+                if widths[at] == 0 && last > 0 {
                     continue;
                 }
                 if at == last {
@@ -150,8 +151,11 @@ pub fn span(seconds: f64) -> String {
     let (days, hours, minutes) = (whole / 86_400, whole / 3600 % 24, whole / 60 % 60);
     match whole {
         0..60 => format!("{whole}s"),
+        60..3600 if whole % 60 == 0 => format!("{minutes}m"),
         60..3600 => format!("{minutes}m {:02}s", whole % 60),
+        3600..86_400 if minutes == 0 => format!("{hours}h"),
         3600..86_400 => format!("{hours}h {minutes:02}m"),
+        _ if hours == 0 => format!("{days}d"),
         _ => format!("{days}d {hours}h"),
     }
 }
@@ -192,7 +196,7 @@ mod tests {
     fn amounts_read_well() {
         assert_eq!(
             [0.04, 12.4, 59.7, 185.0, 7800.0, 356_400.0].map(span),
-            ["0.0s", "12s", "1m 00s", "3m 05s", "2h 10m", "4d 3h"]
+            ["0.0s", "12s", "1m", "3m 05s", "2h 10m", "4d 3h"]
         );
         assert_eq!([0, 999, 1204, 1_234_567].map(count), ["0", "999", "1,204", "1,234,567"]);
         assert_eq!([plural(1, "step"), plural(2, "step")], ["1 step", "2 steps"]);

@@ -1,0 +1,51 @@
+//! Where the runs of a command line are, and what is known of one of them.
+
+use crate::record::lock::Holder;
+use crate::record::store::{RunFolder, Store};
+use crate::report::evidence::Evidence;
+use crate::report::next;
+
+use super::Common;
+use super::exit::{Error, Exit};
+
+/// Where runs are kept unless somebody says otherwise.
+pub const DEFAULT: &str = ".lifeboat";
+
+/// The store of `--state`.
+pub fn store(common: &Common) -> Result<Store, Error> {
+    Ok(Store::open(common.state.as_deref().unwrap_or(DEFAULT))?)
+}
+
+/// What a command to paste needs to find this store again.
+pub fn flags(store: &Store) -> String {
+    let root = store.root().display().to_string();
+    if root == DEFAULT { String::new() } else { format!("--state {}", next::quote(&root)) }
+}
+
+/// A run as it is on disk.
+#[derive(Debug)]
+pub struct Found {
+    pub folder: RunFolder,
+    pub evidence: Evidence,
+    /// Who works on it now: `None` for nobody, `Some(None)` for somebody unknown.
+    pub holder: Option<Option<Holder>>,
+    pub torn: Option<u64>,
+}
+
+impl Found {
+    pub fn read(folder: RunFolder) -> Result<Self, Error> {
+        // First the lock: a run that ends in between is then shown as ended by its journal, not as killed.
+        let holder = folder.holder()?;
+        let contents = folder.read()?;
+        let evidence = Evidence::of(&contents.records, &contents.head).map_err(|why| {
+            Error::new(Exit::Failed, format!("the journal of run {} makes no sense: {why}", folder.id))
+        })?;
+        Ok(Self { folder, evidence, holder, torn: contents.torn })
+    }
+
+    /// Who works on it, in words.
+    pub fn held_by(&self) -> Option<String> {
+        let holder = self.holder.as_ref()?;
+        Some(holder.as_ref().map_or_else(|| "another process".to_owned(), Holder::describe))
+    }
+}
