@@ -7,6 +7,7 @@
 
 pub mod cli;
 pub mod dump;
+pub mod engine;
 pub mod environment;
 pub mod failure;
 pub mod ids;

@@ -120,6 +120,23 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// The step that it concerns, if one.
+    pub fn step(&self) -> Option<&str> {
+        match self {
+            Self::StepStarted { step, .. }
+            | Self::StepNoted { step, .. }
+            | Self::AttemptFailed { step, .. }
+            | Self::StepFinished { step, .. }
+            | Self::StepWaiting { step, .. }
+            | Self::StepAnswered { step, .. }
+            | Self::Progress { step, .. } => Some(step),
+            Self::Noticed { step, .. } => step.as_deref(),
+            Self::RunStarted(_) | Self::RunResumed { .. } | Self::RunStopped { .. } => None,
+        }
+    }
+}
+
 /// What the first record says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RunStarted {

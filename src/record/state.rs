@@ -203,12 +203,14 @@ impl RunState {
             return illegal(format!("the run has no step `{}`", unknown.step));
         }
         for decision in decisions {
-            if matches!(decision.action, DecisionAction::Run | DecisionAction::Continue) {
-                self.alter(&decision.step, |state| {
-                    state.again();
-                    Ok(())
-                })?;
-            }
+            self.alter(&decision.step, |state| {
+                match decision.action {
+                    DecisionAction::Run | DecisionAction::Continue => state.again(),
+                    DecisionAction::Keep | DecisionAction::Wait | DecisionAction::Ask => state.reopen(),
+                    DecisionAction::Skip => {}
+                }
+                Ok(())
+            })?;
         }
         self.status = RunStatus::Running;
         self.reason = None;

@@ -33,8 +33,10 @@ pub struct StepState {
     pub answers: Vec<Answer>,
     /// How long it waited for people.
     pub waited: Duration,
-    /// Its `confirm` was answered with yes.
+    /// A person said that it may act: its `confirm`, or that it may run again after a kill.
     pub confirmed: bool,
+    /// A kill left it open whether it happened, and a person did not let it run again.
+    pub unresolved: bool,
 }
 
 /// Where a step stands.
@@ -96,6 +98,7 @@ impl StepState {
             answers: Vec::new(),
             waited: Duration::ZERO,
             confirmed: false,
+            unresolved: false,
         }
     }
 
@@ -130,6 +133,17 @@ impl StepState {
         Some(span(self.started_at?, self.finished_at?))
     }
 
+    /// Whether its last attempt may have taken effect without anybody knowing: it was cut
+    /// off by a kill or cancelled, or it waited for a person's word on that in vain.
+    pub fn is_open_ended(&self) -> bool {
+        match &self.phase {
+            Phase::Running => true,
+            Phase::Finished(Outcome::Cancelled { .. }) => self.attempt > 0,
+            Phase::Finished(Outcome::Failed { .. }) => self.unresolved,
+            _ => false,
+        }
+    }
+
     pub(super) fn is_busy(&self) -> bool {
         matches!(self.phase, Phase::Running | Phase::Retrying { .. })
     }
@@ -148,6 +162,7 @@ impl StepState {
         self.attempt = attempt;
         self.started_at.get_or_insert(at);
         self.attempt_at = Some(at);
+        self.unresolved = false;
         self.phase = Phase::Running;
         Ok(())
     }
@@ -183,9 +198,12 @@ impl StepState {
             ));
         }
         if let Outcome::Failed { error } = outcome
-            && attempt > 0
+            && self.phase == Phase::Running
         {
             self.errors.push((attempt, error.clone()));
+        }
+        if let Phase::Waiting(waiting) = &self.phase {
+            self.unresolved = waiting.question.kind == QuestionKind::Interrupted;
         }
         self.end_wait(at);
         self.confirmed = false;
@@ -226,6 +244,14 @@ impl StepState {
         if !matches!(self.phase, Phase::Waiting(_)) {
             self.phase = Phase::Pending;
             (self.started_at, self.finished_at) = (None, None);
+        }
+    }
+
+    /// Opens its end again: what became of its last attempt is being found out.
+    pub(super) fn reopen(&mut self) {
+        if self.is_open_ended() {
+            self.phase = Phase::Running;
+            self.finished_at = None;
         }
     }
 

@@ -14,7 +14,7 @@
 //! Folders are 0700, files 0600. Knows nothing of plans beyond their text.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, BufRead};
 use std::path::{Component, Path, PathBuf};
 
 use jiff::Timestamp;
@@ -375,12 +375,23 @@ impl RunFolder {
         files::make_folder(&logs).map_err(|source| io_error("create", &logs, source))
     }
 
+    /// The plan's name, by the first record.
+    pub fn plan_name(&self) -> Option<String> {
+        match self.first()?.event {
+            Event::RunStarted(started) => Some(started.plan),
+            _ => None,
+        }
+    }
+
     /// When the run began, by its first record; runs that can't tell sort last.
     fn began(&self) -> Option<Timestamp> {
-        use std::io::BufRead;
+        Some(self.first()?.at)
+    }
+
+    fn first(&self) -> Option<Record> {
         let mut line = String::new();
         io::BufReader::new(std::fs::File::open(self.journal_path()).ok()?).read_line(&mut line).ok()?;
-        serde_json::from_str::<Record>(&line).ok().map(|record| record.at)
+        serde_json::from_str(&line).ok()
     }
 
     fn fold(&self, records: &[Record]) -> Result<RunState, StoreError> {

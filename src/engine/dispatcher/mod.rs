@@ -1,0 +1,450 @@
+//! The one loop that orders every change of a run.
+//!
+//! Each change takes the same moves: the fold allows it, it is on disk, the reporters
+//! hear of it, whoever waits for it is told. Changes that are ready together share one
+//! write and one sync. Commands come from the pure [`walk`](super::walk); workers act.
+//! Read next: [`people`] for what operators say meanwhile.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::{Id, JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+mod people;
+
+use super::guard::Guards;
+use super::objective::Durations;
+use super::turn::Turns;
+use super::walk::{Command, Mode, Walker};
+use super::worker::{self, Ack, Desk, Job, Report};
+use super::{Console, Context, Ended, EngineError, RunOptions};
+use crate::failure::Failure;
+use crate::ids::StepId;
+use crate::plan::Plan;
+use crate::record::event::{Answer, ErrorRecord, Event, Outcome, Progress, QuestionKind, Record, RunStatus};
+use crate::record::inbox::Letter;
+use crate::record::journal::{Journal, Line};
+use crate::record::lock::FileLock;
+use crate::record::state::{Phase, RunState, Verdict};
+use crate::record::store::{OpenRun, RunFolder};
+use crate::step::Done;
+
+/// How often the inbox, silent questions and the forecast are looked at.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Runs what is left of a run, whether it has just begun or is resumed.
+pub(super) async fn drive(
+    cx: &Context,
+    plan: &Arc<Plan>,
+    run: OpenRun,
+    state: RunState,
+    guards: Guards,
+    options: RunOptions,
+    console: Console,
+) -> Result<Ended, EngineError> {
+    let mut dispatcher = Dispatcher::new(cx, plan, run, state, guards, options, console);
+    match dispatcher.work().await {
+        Ok(()) => Ok(dispatcher.ended()),
+        Err(error) => {
+            dispatcher.abandon().await;
+            Err(error)
+        }
+    }
+}
+
+struct Dispatcher<'a> {
+    cx: &'a Context,
+    plan: &'a Arc<Plan>,
+    folder: RunFolder,
+    /// Away while a batch is written.
+    journal: Option<Journal>,
+    _lock: FileLock,
+    state: RunState,
+    walker: Walker,
+    turns: Turns,
+    mode: Mode,
+    options: RunOptions,
+    console: Console,
+    desk: Desk,
+    reports: mpsc::Receiver<Report>,
+    progress: mpsc::Receiver<(StepId, Progress)>,
+    workers: JoinSet<()>,
+    tasks: HashMap<Id, usize>,
+    cancel: [CancellationToken; 2],
+    batch: Batch,
+    asking: Option<(usize, JoinHandle<Option<Answer>>)>,
+    /// The person at the terminal left a question open.
+    declined: bool,
+    durations: Durations,
+    warned: bool,
+}
+
+/// Changes that will be on disk together, and what is done then.
+#[derive(Default)]
+struct Batch {
+    records: Vec<Record>,
+    lines: Vec<Line>,
+    after: Vec<After>,
+}
+
+enum After {
+    Start(Job),
+    Acknowledge(Ack),
+    Remove(Letter),
+}
+
+impl<'a> Dispatcher<'a> {
+    fn new(
+        cx: &'a Context,
+        plan: &'a Arc<Plan>,
+        run: OpenRun,
+        state: RunState,
+        guards: Guards,
+        options: RunOptions,
+        console: Console,
+    ) -> Self {
+        let (reports_in, reports) = mpsc::channel(1024);
+        let (progress_in, progress) = mpsc::channel(256);
+        let desk = Desk {
+            run: run.folder.id.clone(),
+            folder: run.folder.clone(),
+            services: cx.services.clone(),
+            redactor: plan.environment.redactor.clone(),
+            guards: Arc::new(guards),
+            reports: reports_in,
+            progress: progress_in,
+        };
+        Self {
+            cx,
+            plan,
+            walker: Walker::new(&plan.steps, &state),
+            turns: Turns::new(plan, &state),
+            durations: Durations::of(&cx.store, &plan.name, &run.folder.id),
+            folder: run.folder,
+            journal: Some(run.journal),
+            _lock: run.lock,
+            state,
+            mode: Mode::Go,
+            options,
+            console,
+            desk,
+            reports,
+            progress,
+            workers: JoinSet::new(),
+            tasks: HashMap::new(),
+            cancel: [CancellationToken::new(), CancellationToken::new()],
+            batch: Batch::default(),
+            asking: None,
+            declined: false,
+            warned: false,
+        }
+    }
+
+    async fn work(&mut self) -> Result<(), EngineError> {
+        self.reattach();
+        self.read_inbox()?;
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            let stopped = self.walk()?;
+            self.commit().await?;
+            if stopped {
+                return Ok(());
+            }
+            self.wait(&mut tick).await?;
+        }
+    }
+
+    /// Turns the walker's commands into changes until it has none.
+    fn walk(&mut self) -> Result<bool, EngineError> {
+        loop {
+            let now = self.cx.now();
+            self.turns.at(&self.state, self.walker.outcome(self.mode), now);
+            let free = self.options.jobs.max(1).saturating_sub(self.walker.busy());
+            let (turns, steps) = (&self.turns, &self.state.steps);
+            let commands = self.walker.next(self.mode, free, |at| turns.turn(at, &steps[at], now));
+            if commands.is_empty() {
+                return Ok(false);
+            }
+            for command in commands {
+                match command {
+                    Command::Start(at) => self.start(at)?,
+                    Command::Ask(at) => self.ask(at)?,
+                    Command::Conclude(at) => self.conclude(at)?,
+                    Command::Skip(at, reason) => self.finish(at, Outcome::Skipped { reason })?,
+                    Command::NotRun(at, reason) => self.finish(at, Outcome::NotRun { reason })?,
+                    Command::Fail(at, error) => self.finish(at, Outcome::Failed { error })?,
+                    Command::Stop(RunStatus::Waiting, _) if self.ask_terminal() => return Ok(false),
+                    Command::Stop(status, reason) => {
+                        self.emit(Event::RunStopped { status, reason })?;
+                        return Ok(true);
+                    }
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, at: usize) -> Result<(), EngineError> {
+        let step = match self.turns.step(at) {
+            Ok(step) => step,
+            Err(failure) => return self.finish(at, Outcome::Failed { error: self.error(failure) }),
+        };
+        let attempt = self.state.steps[at].attempt + 1;
+        let job = self.job(at, step, attempt);
+        self.emit(Event::StepStarted { step: job.id.to_string(), attempt })?;
+        self.batch.after.push(After::Start(job));
+        Ok(())
+    }
+
+    fn job(&self, at: usize, step: Arc<dyn crate::step::Step>, attempt: u32) -> Job {
+        let planned = &self.plan.steps[at];
+        Job {
+            at,
+            id: planned.id.clone(),
+            step,
+            attempt,
+            notes: self.state.steps[at].notes.clone(),
+            retry: planned.retry.clone(),
+            timeout: planned.timeout.map(crate::units::Duration::std),
+            cancel: self.cancel[usize::from(planned.finally)].clone(),
+        }
+    }
+
+    fn ask(&mut self, at: usize) -> Result<(), EngineError> {
+        let question = match self.turns.question(at, self.cx.now()) {
+            Ok(Some(question)) => question,
+            // The walker asks only for steps with a question.
+            Ok(None) => return Err(EngineError::Defect(format!("step `{}` has no question", self.id(at)))),
+            Err(failure) => return self.finish(at, Outcome::Failed { error: self.error(failure) }),
+        };
+        let confirmed = question.kind == QuestionKind::Confirm && self.options.yes;
+        self.emit(Event::StepWaiting { step: self.id(at), question })?;
+        if confirmed {
+            let answer = Answer {
+                approved: true,
+                by: self.cx.by.user.clone(),
+                at: self.cx.now(),
+                note: Some("--yes".to_owned()),
+                fields: BTreeMap::default(),
+            };
+            self.emit(Event::StepAnswered { step: self.id(at), answer })?;
+        }
+        Ok(())
+    }
+
+    /// Ends a step by its answers.
+    fn conclude(&mut self, at: usize) -> Result<(), EngineError> {
+        let Phase::Waiting(waiting) = self.state.steps[at].phase.clone() else {
+            return Err(EngineError::Defect(format!("step `{}` does not wait", self.id(at))));
+        };
+        let outcome = match waiting.verdict() {
+            Verdict::Approved => match self.turns.step(at) {
+                Ok(step) => {
+                    let people: Vec<_> = waiting.answers.iter().map(|answer| answer.by.as_str()).collect();
+                    let summary = Some(format!("yes from {}", people.join(", ")));
+                    let done = Done { outputs: step.answered(&waiting.answers), summary };
+                    self.desk.kept(done).unwrap_or_else(|failure| Outcome::Failed { error: self.error(failure) })
+                }
+                Err(failure) => Outcome::Failed { error: self.error(failure) },
+            },
+            Verdict::Rejected | Verdict::Open => Outcome::Failed { error: people::rejected(&waiting) },
+        };
+        self.finish(at, outcome)
+    }
+
+    fn finish(&mut self, at: usize, outcome: Outcome) -> Result<(), EngineError> {
+        let attempt = self.state.steps[at].attempt;
+        self.emit(Event::StepFinished { step: self.id(at), attempt, outcome })
+    }
+
+    /// The first half of a change: the fold allows it, and the walker knows.
+    fn emit(&mut self, event: Event) -> Result<(), EngineError> {
+        let Some(journal) = &mut self.journal else {
+            return Err(EngineError::Defect("a change while a batch is written".to_owned()));
+        };
+        let (record, line) = journal.prepare(event, self.cx.now());
+        self.state.apply(&record)?;
+        if let Some(at) = record.event.step().and_then(|step| self.state.position(step)) {
+            self.walker.observe(at, &self.state.steps[at]);
+            if matches!(record.event, Event::StepFinished { .. }) {
+                self.turns.learn(at, &self.state.steps[at]);
+            }
+        }
+        self.batch.records.push(record);
+        self.batch.lines.push(line);
+        Ok(())
+    }
+
+    /// The second half: on disk, then the reporters, then whoever waits.
+    async fn commit(&mut self) -> Result<(), EngineError> {
+        let batch = std::mem::take(&mut self.batch);
+        if batch.lines.is_empty() && batch.after.is_empty() {
+            return Ok(());
+        }
+        let Some(mut journal) = self.journal.take() else {
+            return Err(EngineError::Defect("two batches at once".to_owned()));
+        };
+        let lines = batch.lines;
+        let written = tokio::task::spawn_blocking(move || {
+            let result = journal.commit(&lines);
+            (journal, result)
+        });
+        let (journal, result) =
+            written.await.map_err(|error| EngineError::Defect(format!("the journal's writer: {error}")))?;
+        self.journal = Some(journal);
+        if let Err(error) = result {
+            for after in batch.after {
+                if let After::Acknowledge(ack) = after {
+                    // Nobody listens when the worker is gone.
+                    let _ = ack.send(Err(Failure::permanent(error.to_string()).help(error.help())));
+                }
+            }
+            return Err(error.into());
+        }
+        for record in &batch.records {
+            self.console.sinks.iter_mut().for_each(|sink| sink.record(record));
+        }
+        for after in batch.after {
+            match after {
+                After::Start(job) => {
+                    let at = job.at;
+                    let task = self.workers.spawn(worker::work(job, self.desk.clone()));
+                    self.tasks.insert(task.id(), at);
+                }
+                After::Acknowledge(ack) => {
+                    let _ = ack.send(Ok(()));
+                }
+                // What stays is refused as a second answer later.
+                After::Remove(letter) => {
+                    let _ = letter.done();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for something to happen, and takes in all that has happened.
+    async fn wait(&mut self, tick: &mut tokio::time::Interval) -> Result<(), EngineError> {
+        let controls = async {
+            match &mut self.console.controls {
+                Some(controls) => match controls.recv().await {
+                    Some(control) => control,
+                    None => std::future::pending().await,
+                },
+                None => std::future::pending().await,
+            }
+        };
+        let answered = async {
+            match &mut self.asking {
+                Some((_, task)) => task.await.ok().flatten(),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            Some(report) = self.reports.recv() => self.take(report)?,
+            Some(ended) = self.workers.join_next_with_id(), if !self.workers.is_empty() => {
+                match ended {
+                    Ok((id, ())) => { self.tasks.remove(&id); }
+                    Err(error) => self.lost_worker(&error)?,
+                }
+            }
+            control = controls => self.control(control, None)?,
+            answer = answered => self.answered_here(answer)?,
+            Some((step, progress)) = self.progress.recv() => {
+                let now = self.cx.now();
+                self.console.sinks.iter_mut().for_each(|sink| sink.progress(step.as_str(), &progress, now));
+            }
+            _ = tick.tick() => self.tick()?,
+        }
+        while let Ok(report) = self.reports.try_recv() {
+            self.take(report)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, report: Report) -> Result<(), EngineError> {
+        match report {
+            Report::Noted { at, attempt, note, ack } => {
+                let step = &self.state.steps[at];
+                if step.phase != Phase::Running || step.attempt != attempt {
+                    // Left over from an attempt that was dropped.
+                    let _ = ack.send(Err(Failure::permanent("the attempt has ended, and takes no note")));
+                    return Ok(());
+                }
+                self.emit(Event::StepNoted { step: self.id(at), attempt, note })?;
+                self.batch.after.push(After::Acknowledge(ack));
+            }
+            Report::Failed { at, attempt, error, retry_in } => {
+                let retry_in = retry_in.as_secs_f64();
+                self.emit(Event::AttemptFailed { step: self.id(at), attempt, error, retry_in })?;
+            }
+            Report::Again { at, attempt, ack } => {
+                self.emit(Event::StepStarted { step: self.id(at), attempt })?;
+                self.batch.after.push(After::Acknowledge(ack));
+            }
+            Report::Said { at, message } => {
+                let message = self.desk.redactor.redact(&message).into_owned();
+                self.emit(Event::Noticed { step: Some(self.id(at)), message })?;
+            }
+            Report::Finished { at, attempt, outcome } => {
+                self.emit(Event::StepFinished { step: self.id(at), attempt, outcome })?;
+            }
+            Report::Unclear { at, why } => {
+                let question = super::resume::interrupted(&self.plan.steps[at].id, &why);
+                self.emit(Event::StepWaiting { step: self.id(at), question })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A worker that panicked: its step fails, the run goes on by its rules.
+    fn lost_worker(&mut self, error: &tokio::task::JoinError) -> Result<(), EngineError> {
+        let Some(at) = self.tasks.remove(&error.id()) else { return Ok(()) };
+        if !matches!(self.state.steps[at].phase, Phase::Running | Phase::Retrying { .. }) {
+            return Ok(());
+        }
+        let message = "a defect of Lifeboat: the step's worker panicked".to_owned();
+        let help = Some("please report this with the run's journal".to_owned());
+        self.finish(at, Outcome::Failed { error: ErrorRecord { message, transient: false, help } })
+    }
+
+    /// Goes on waiting for what a dead process left going on in the world.
+    fn reattach(&mut self) {
+        for at in 0..self.state.steps.len() {
+            if self.state.steps[at].phase != Phase::Running {
+                continue;
+            }
+            // It was rendered when it was asked what became of it, a moment ago.
+            if let Ok(step) = self.turns.step(at) {
+                let job = self.job(at, step, self.state.steps[at].attempt);
+                let task = self.workers.spawn(worker::reattach(job, self.desk.clone()));
+                self.tasks.insert(task.id(), at);
+            }
+        }
+    }
+
+    /// The journal is lost: what runs is cancelled, since nothing of it can be kept.
+    async fn abandon(&mut self) {
+        self.cancel.iter().for_each(CancellationToken::cancel);
+        self.reports.close();
+        while self.reports.try_recv().is_ok() {}
+        let all_ended = async { while self.workers.join_next().await.is_some() {} };
+        // Workers end by themselves within their own grace.
+        let _ = tokio::time::timeout(worker::GRACE * 2, all_ended).await;
+    }
+
+    fn ended(self) -> Ended {
+        let head = self.journal.as_ref().map(|journal| journal.head().to_owned()).unwrap_or_default();
+        Ended { folder: self.folder, state: self.state, head }
+    }
+
+    fn id(&self, at: usize) -> String {
+        self.plan.steps[at].id.to_string()
+    }
+
+    fn error(&self, failure: Failure) -> ErrorRecord {
+        self.desk.error(failure)
+    }
+}
