@@ -74,9 +74,16 @@ pub fn cx_after(services: &Services, notes: Vec<Value>) -> (RunCx, Arc<Recorder>
     (RunCx { attempt: 2, notes: notes.into_iter().map(|note| (1, note)).collect(), ..cx }, recorder)
 }
 
-/// A step from its parameters.
+/// A step from its parameters, which its schema must accept as well.
 pub fn step(name: &str, params: Value) -> Arc<dyn Step> {
-    (find(name).unwrap().parse)(params).unwrap()
+    let info = find(name).unwrap();
+    let mut generator = schemars::SchemaGenerator::default();
+    let mut schema = (info.schema)(&mut generator).to_value();
+    schema["$defs"] = generator.take_definitions(true).into();
+    if let Err(error) = jsonschema::validate(&schema, &params) {
+        panic!("the schema of {name} refuses {params}: {error}");
+    }
+    (info.parse)(params).unwrap()
 }
 
 /// Why parameters are refused, as `pointer message`.
@@ -88,7 +95,7 @@ pub fn refused(name: &str, params: Value) -> String {
 /// What the static check finds, as `pointer message`.
 pub fn findings(name: &str, params: Value) -> Vec<String> {
     let mut found = Findings::default();
-    step(name, params).check(&mut found);
+    (find(name).unwrap().parse)(params).unwrap().check(&mut found);
     found.found.into_iter().map(|finding| format!("{} {}", finding.pointer, finding.message)).collect()
 }
 
