@@ -7,6 +7,9 @@ pub mod docker;
 pub mod http;
 pub mod postgres;
 pub mod process;
+pub mod storage;
+#[cfg(test)]
+pub mod tls_testing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,8 +17,6 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
-
-pub mod storage;
 
 use crate::failure::Failure;
 use crate::secret::Redactor;

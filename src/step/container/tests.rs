@@ -335,6 +335,30 @@ async fn an_engine_that_is_not_there_is_said_so() {
     assert_eq!(failure.message, "target `docker` is of kind http; this step takes one of kind docker");
 }
 
+#[tokio::test]
+async fn an_engine_behind_tls_wants_certificates() {
+    let fixture = Fixture::running().await;
+    let tls = crate::service::tls_testing::Tls::new();
+    let socket = host().replace("unix://", "");
+    let port = tls.serve(true, move || tokio::net::UnixStream::connect(socket.clone())).await;
+    let target = |tls: Value| {
+        services(json!({ "docker": { "docker": { "host": format!("https://localhost:{port}"), "tls": tls } } }))
+    };
+    let own = |ca: &str| json!({ "ca": tls.file(ca), "cert": tls.file("cert.pem"), "key": tls.file("key.pem") });
+    let stop = fixture.step("container.stop", json!({}));
+    assert_eq!(stop.run(&cx(&target(own("ca.pem"))).0).await.unwrap().outputs["was_running"], true);
+
+    // Another authority's client is turned away, and another authority's engine not trusted.
+    let stranger = crate::service::tls_testing::Tls::new();
+    let theirs =
+        json!({ "ca": tls.file("ca.pem"), "cert": stranger.file("cert.pem"), "key": stranger.file("key.pem") });
+    assert!(stop.run(&cx(&target(theirs)).0).await.is_err());
+    let theirs = json!({ "ca": stranger.file("ca.pem"), "cert": tls.file("cert.pem"), "key": tls.file("key.pem") });
+    let failure = stop.run(&cx(&target(theirs)).0).await.unwrap_err();
+    assert!(!failure.transient && failure.help.as_ref().unwrap().contains("`tls` files"), "{failure:?}");
+    assert!(!stop.run(&cx(&target(own("absent.pem"))).0).await.unwrap_err().transient);
+}
+
 #[test]
 fn mistakes() {
     let found = findings("container.start", json!({ "target": "docker", "container": "a/b", "within": "1s" }));

@@ -187,6 +187,27 @@ async fn a_preview_really_asks_unless_the_plan_changes_what_it_stands_on() {
     }
 }
 
+#[tokio::test]
+async fn certificates_are_verified_and_an_authority_of_ones_own_can_be_named() {
+    let tls = crate::service::tls_testing::Tls::new();
+    let plain = serve(Router::new().route("/", get(async || "well"))).await.replace("http://", "");
+    let port = tls.serve(false, move || tokio::net::TcpStream::connect(plain.clone())).await;
+    let target = |host: &str, more: Value| {
+        let mut http = json!({ "base_url": format!("https://{host}:{port}") });
+        http.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        services(json!({ "auth": { "http": http } }))
+    };
+    let ours = json!({ "ca_file": tls.file("ca.pem") });
+    check(&target("localhost", ours.clone()), json!({ "path": "/", "contains": "well" })).await.unwrap();
+    let failure = check(&target("localhost", json!({})), json!({ "path": "/" })).await.unwrap_err();
+    assert!(!failure.transient && failure.help.as_ref().unwrap().contains("`ca_file`"), "{failure:?}");
+    let failure = check(&target("127.0.0.1", ours), json!({ "path": "/" })).await.unwrap_err();
+    assert!(!failure.transient && failure.message.contains("certificate"), "another name's certificate: {failure}");
+    let wrong = json!({ "ca_file": tls.file("key.pem") });
+    let failure = check(&target("localhost", wrong), json!({ "path": "/" })).await.unwrap_err();
+    assert!(failure.message.contains("holds no PEM certificates"), "{failure}");
+}
+
 #[test]
 fn mistakes() {
     for (params, expected) in [
