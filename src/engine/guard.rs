@@ -67,7 +67,7 @@ impl Guards {
     pub(super) async fn acquire(cx: &Context, plan: &Plan, run: &RunId) -> Result<Self, EngineError> {
         let changed: BTreeSet<Resource> = effects(plan)
             .into_iter()
-            .filter(|effect| effect.access.writes())
+            .filter(|effect| effect.access.writes() && effect.is_contended())
             .map(|effect| effect.resource)
             .collect();
         let files = changed.iter().filter_map(|resource| file_lock(cx, plan, run, resource).transpose());

@@ -244,7 +244,7 @@ fn unordered(order: &Order<'_>) -> Vec<Hazard> {
         order.topological.iter().partition(|index| !order.subjects[**index].finally);
     for step in main.into_iter().chain(last) {
         for effect in &order.subjects[step].effects {
-            if effect.access != Access::Undetermined {
+            if effect.is_contended() {
                 touches.entry(&effect.resource).or_default().push(Touch { step, effect });
             }
         }

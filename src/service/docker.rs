@@ -19,6 +19,9 @@ use crate::secret::Redactor;
 /// The bound on a request that the engine answers at once.
 const ANSWER: Duration = Duration::from_secs(20);
 
+/// A container may write lines of any length.
+const LINES_CAP: usize = 8 * 1024;
+
 /// A Docker engine.
 #[derive(Debug)]
 pub struct Engine {
@@ -128,6 +131,9 @@ impl Engine {
         // Logs help to explain a failure; their own failure must not hide it.
         while let Ok(Some(Ok(piece))) = tokio::time::timeout(ANSWER, stream.next()).await {
             text.push_str(&piece.to_string());
+            if text.len() > LINES_CAP {
+                break;
+            }
         }
         self.redactor.redact(text.trim_end()).into_owned()
     }

@@ -9,7 +9,7 @@ pub mod postgres;
 pub mod process;
 pub mod storage;
 #[cfg(test)]
-pub mod tls_testing;
+pub(crate) mod tls_testing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -166,6 +166,13 @@ impl Effect {
         Ok(Self::new(access, Resource::other(kind, name)).role(role))
     }
 
+    /// Whether others on the same resource can get in its way, so that order and locks
+    /// matter. Messages to a web hook don't mind each other, and what a command without
+    /// declared effects touches has no name to tell it by.
+    pub fn is_contended(&self) -> bool {
+        self.access != Access::Undetermined && !self.resource.0.starts_with("webhook:")
+    }
+
     /// The same effect with a meaning.
     #[must_use]
     pub const fn role(mut self, role: Role) -> Self {

@@ -101,25 +101,24 @@ impl Step for Exec {
     async fn preview(&self, cx: &PreviewCx<'_>) -> Preview {
         let mut preview = Preview::from_effects(&self.effects(), format!("run {}", self.shown()));
         preview.facts = self.effects().into_iter().filter_map(foretold).collect();
-        if let Some(services) = cx.services
-            && !cx.is_unknown("/argv")
-            && !cx.is_unknown("/cwd")
-        {
-            preview.summary = services.redactor().redact(&preview.summary).into_owned();
-            let folder = self.cwd.as_deref().map(Path::new);
-            if process::find_program(self.program(), folder).is_none() && !self.env.contains_key("PATH") {
-                preview = preview.blocked(
-                    format!("there is no program `{}` here", self.program()),
-                    "install it, or give its whole path".to_owned(),
-                );
-            } else if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-                preview = preview.warning(
-                    format!("there is no folder {} now", folder.display()),
-                    "an earlier step must make it".to_owned(),
-                );
-            }
+        let Some(services) = cx.services else { return preview };
+        preview.summary = services.redactor().redact(&preview.summary).into_owned();
+        // The first element of `argv`, in either form.
+        if ["/argv/0", "/0", "/cwd", "/env/PATH"].iter().any(|at| cx.is_unknown(at)) {
+            return preview;
         }
-        preview
+        let (program, folder) = (self.program(), self.cwd.as_deref().map(Path::new));
+        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+            let missing = format!("there is no folder {} now", folder.display());
+            preview.warning(missing, "an earlier step must make it".to_owned())
+        } else if process::find_program(program, folder).is_some() || self.env.contains_key("PATH") {
+            preview
+        } else if program.contains('/') {
+            preview.warning(format!("there is no program {program} now"), "an earlier step must make it".to_owned())
+        } else {
+            let missing = format!("there is no program `{program}` on the PATH");
+            preview.blocked(missing, "install it, or give its whole path".to_owned())
+        }
     }
 
     async fn run(&self, cx: &RunCx) -> Result<Done, Failure> {
@@ -140,17 +139,15 @@ impl Step for Exec {
     }
 
     async fn after_kill(&self, cx: &RunCx) -> Result<AfterKill, Failure> {
+        let shown = self.shown();
+        let shown = cx.redactor.redact(&shown);
         Ok(if let Some(pid) = still_running(cx) {
-            AfterKill::StillGoing { what: format!("{} still runs as process {pid}", self.shown()) }
+            AfterKill::StillGoing { what: format!("{shown} still runs as process {pid}") }
         } else if self.idempotent {
             AfterKill::RunAgain { why: "the plan says that it may run again (`idempotent`)".to_owned() }
         } else {
-            AfterKill::CannotTell {
-                why: format!(
-                    "{} no longer runs, and only what it works on can show whether it got to its end",
-                    self.shown()
-                ),
-            }
+            let why = format!("{shown} no longer runs; only what it works on can show whether it got to its end");
+            AfterKill::CannotTell { why }
         })
     }
 }
