@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 mod address;
@@ -21,6 +22,7 @@ pub use session::Session;
 
 use super::{PostgresSettings, Services, Target};
 use crate::failure::Failure;
+use crate::ids::{RunId, StepId};
 use crate::secret::Redactor;
 use address::Address;
 
@@ -147,7 +149,7 @@ impl Server {
         let database = database.unwrap_or(&self.settings.maintenance_database);
         let place = format!("{} ({}/{database})", self.target, self.address.place());
         let mut config = self.address.config.clone();
-        config.dbname(database).application_name(&*self.label);
+        config.dbname(database).application_name(application_name(&self.label));
         let bound = config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
         config.connect_timeout(bound);
         let connected = tokio::select! {
@@ -180,6 +182,30 @@ impl Server {
         session.batch("set up the session", &setup).await?;
         Ok(session)
     }
+}
+
+/// The name that all sessions of a step's attempts begin with.
+pub fn session_prefix(run: &RunId, step: &StepId) -> String {
+    format!("{}:", shortened(&format!("lifeboat:{run}:{step}")))
+}
+
+/// A label as the server keeps it, in 63 bytes at most, so that [`session_prefix`] finds it.
+fn application_name(label: &str) -> String {
+    match label.rsplit_once(':') {
+        Some((step, attempt)) => format!("{}:{attempt}", shortened(step)),
+        None => label.to_owned(),
+    }
+}
+
+/// A long text cut, with a digest in place of the rest: steps whose ids begin alike stay apart.
+fn shortened(text: &str) -> String {
+    const ROOM: usize = 56;
+    if text.len() <= ROOM {
+        return text.to_owned();
+    }
+    let digest = Sha256::digest(text.as_bytes());
+    let cut = text.floor_char_boundary(ROOM - 9);
+    format!("{}~{}", &text[..cut], digest[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>())
 }
 
 /// An identifier, quoted for SQL.
@@ -231,6 +257,17 @@ pub fn name_parts(name: &str) -> Option<[String; 2]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_steps_sessions_are_found_by_their_prefix() {
+        let run = RunId::parse("20261124-062329-bako").unwrap();
+        for id in ["swap", &format!("restore/{}", "x".repeat(100))] {
+            let name = application_name(&format!("lifeboat:{run}:{id}:12"));
+            assert!(name.len() <= 63 && name.starts_with(&session_prefix(&run, &id.into())), "{name}");
+            let other = application_name(&format!("lifeboat:{run}:{id}y:12"));
+            assert!(!other.starts_with(&session_prefix(&run, &id.into())), "{other}");
+        }
+    }
 
     #[test]
     fn names_are_taken_apart_and_quoted() {
