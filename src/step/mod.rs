@@ -18,6 +18,7 @@ pub mod control;
 pub mod effect;
 pub mod http;
 pub mod people;
+pub mod postgres;
 #[cfg(test)]
 mod testing;
 pub mod world;
@@ -213,6 +214,14 @@ macro_rules! step_types {
 }
 
 step_types! {
+    postgres::wait_ready::WaitReady,
+    postgres::create_database::CreateDatabase,
+    postgres::drop_database::DropDatabase,
+    postgres::swap_databases::SwapDatabases,
+    postgres::query::Query,
+    postgres::execute::Execute,
+    postgres::verify_counts::VerifyCounts,
+    postgres::verify::Verify,
     container::stop::Stop,
     container::start::Start,
     container::restart::Restart,

@@ -254,7 +254,7 @@ impl Session {
     /// When the server doesn't answer, or says that the id lies in the future (it is another server then).
     pub async fn transaction_status(&self, id: &str) -> Result<TransactionStatus, Failure> {
         let sql = "SELECT pg_xact_status($1::text::xid8)";
-        let row = self.row(format_args!("ask what became of transaction {id}"), sql, &[&id]).await?;
+        let row = self.row(format!("ask what became of transaction {id}"), sql, &[&id]).await?;
         Ok(match row.get::<_, Option<&str>>(0) {
             Some("committed") => TransactionStatus::Committed,
             Some("aborted") => TransactionStatus::Aborted,

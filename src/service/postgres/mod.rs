@@ -190,7 +190,7 @@ pub fn session_prefix(run: &RunId, step: &StepId) -> String {
 }
 
 /// A label as the server keeps it, in 63 bytes at most, so that [`session_prefix`] finds it.
-fn application_name(label: &str) -> String {
+pub(crate) fn application_name(label: &str) -> String {
     match label.rsplit_once(':') {
         Some((step, attempt)) => format!("{}:{attempt}", shortened(step)),
         None => label.to_owned(),

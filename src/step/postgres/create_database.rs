@@ -93,7 +93,8 @@ impl Step for CreateDatabase {
             Outlook::Unseen => created,
             Outlook::Absent { .. } => Preview { certainty, ..created },
             Outlook::Made { .. } | Outlook::There { .. } if self.if_exists == IfExists::Keep => {
-                let kept = Preview::new(Action::None, certainty, format!("database {} exists: kept", self.database));
+                let kept =
+                    Preview::new(Action::None, certainty, format!("database {} exists: kept", self.database));
                 return match outlook {
                     Outlook::There { database, .. } => kept.output("oid", database.oid),
                     _ => kept,
@@ -108,7 +109,8 @@ impl Step for CreateDatabase {
             Outlook::There { .. } => {
                 return created.blocked(
                     format!("database {} exists on {}", self.database, self.target),
-                    "drop it in a step before (postgres.drop_database), name another one, or set `if_exists: keep`".to_owned(),
+                    "drop it in a step before (postgres.drop_database), name another one, or set `if_exists: keep`"
+                        .to_owned(),
                 );
             }
         };
@@ -123,7 +125,10 @@ impl Step for CreateDatabase {
         let system = session.server_facts().await?.system_identifier;
         if let Some(database) = session.find_database(&self.database).await? {
             // An attempt whose answer was lost made it.
-            let ours = cx.notes.last().is_some_and(|(_, note)| note["absent"] == true && same_server(note, system.as_deref()).is_ok());
+            let ours = cx
+                .notes
+                .last()
+                .is_some_and(|(_, note)| note["absent"] == true && same_server(note, system.as_deref()).is_ok());
             return match self.if_exists {
                 _ if ours => Ok(self.done(database.oid, "created by the attempt before")),
                 IfExists::Keep => Ok(self.done(database.oid, "existed: kept")),
@@ -131,11 +136,13 @@ impl Step for CreateDatabase {
                     "create database {} on {}: it exists (oid {})",
                     self.database, self.target, database.oid
                 ))
-                .help("drop it in a step before (postgres.drop_database), name another one, or set `if_exists: keep`")),
+                .help(
+                    "drop it in a step before (postgres.drop_database), name another one, or set `if_exists: keep`",
+                )),
             };
         }
         cx.note(json!({ "system": system, "absent": true })).await?;
-        session.batch(format_args!("create database {}", self.database), &self.sql()).await?;
+        session.batch(format!("create database {}", self.database), &self.sql()).await?;
         let oid = session.find_database(&self.database).await?.map(|database| database.oid).ok_or_else(|| {
             Failure::permanent(format!("create database {}: it was created and is gone again", self.database))
         })?;
@@ -195,7 +202,9 @@ impl CreateDatabase {
         if let Some(owner) = &self.owner {
             let sql = "SELECT pg_has_role(oid, 'USAGE') FROM pg_catalog.pg_roles WHERE rolname = $1";
             match session.maybe_row("look for the owner", sql, &[owner]).await?.map(|row| row.get::<_, bool>(0)) {
-                None => preview = preview.blocked(format!("there is no role {owner}"), "create it first".to_owned()),
+                None => {
+                    preview = preview.blocked(format!("there is no role {owner}"), "create it first".to_owned())
+                }
                 Some(false) => {
                     preview = preview.blocked(
                         format!("role {} is no member of {owner} and can't give it a database", role.name),

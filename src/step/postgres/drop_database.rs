@@ -81,7 +81,8 @@ impl Step for DropDatabase {
         let database = session.find_database(&self.database).await?;
         // The one that an attempt before was about to drop is gone; another one of its
         // name isn't this step's to drop.
-        let dropped_before = noted.and_then(noted_oid).is_some_and(|oid| database.as_ref().is_none_or(|now| now.oid != oid));
+        let dropped_before =
+            noted.and_then(noted_oid).is_some_and(|oid| database.as_ref().is_none_or(|now| now.oid != oid));
         let Some(database) = database.filter(|_| !dropped_before) else {
             return match self.if_missing {
                 _ if dropped_before => Ok(self.done("dropped by the attempt before")),
@@ -105,7 +106,7 @@ impl Step for DropDatabase {
         }
         let force = if self.force { " WITH (FORCE)" } else { "" };
         let sql = format!("DROP DATABASE {}{force}", ident(&self.database));
-        session.batch(format_args!("drop database {}", self.database), &sql).await?;
+        session.batch(format!("drop database {}", self.database), &sql).await?;
         Ok(self.done("dropped"))
     }
 
@@ -153,11 +154,13 @@ impl DropDatabase {
         match outlook {
             Outlook::Unseen | Outlook::Made { .. } => Ok(dropped),
             Outlook::Absent { because } if self.if_missing == IfMissing::Ok => {
-                let summary = format!("database {} does not exist{}", self.database, blame(because.as_ref(), "removes it"));
+                let summary =
+                    format!("database {} does not exist{}", self.database, blame(because.as_ref(), "removes it"));
                 Ok(Preview::new(Action::None, certainty, summary))
             }
             Outlook::Absent { because } => {
-                let message = format!("there is no database {}{}", self.database, blame(because.as_ref(), "removes it"));
+                let message =
+                    format!("there is no database {}{}", self.database, blame(because.as_ref(), "removes it"));
                 Ok(dropped.blocked(message, "set `if_missing: ok` if that is fine".to_owned()))
             }
             Outlook::There { database, .. } => {
@@ -240,6 +243,8 @@ fn noted_oid(note: &Value) -> Option<u32> {
 fn client_will_stop(cx: &PreviewCx<'_>, server: &Server) -> bool {
     server.settings().clients.iter().any(|client| {
         let resource = client.split_once('/').map(|(target, container)| Resource::container(target, container));
-        resource.and_then(|resource| cx.world.fact(&resource)).is_some_and(|foretold| foretold.fact == Fact::Stopped)
+        resource
+            .and_then(|resource| cx.world.fact(&resource))
+            .is_some_and(|foretold| foretold.fact == Fact::Stopped)
     })
 }

@@ -16,7 +16,9 @@ use crate::service::postgres::value::Param;
 use crate::service::postgres::{Server, Session};
 use crate::step::effect::{Access, Effect};
 use crate::step::world::Fact;
-use crate::step::{AfterKill, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output};
+use crate::step::{
+    AfterKill, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output,
+};
 use crate::units::Duration;
 
 /// Runs one statement in a transaction of its own.
@@ -63,14 +65,16 @@ impl Step for Execute {
     }
 
     fn check(&self, found: &mut Findings) {
-        const CONTROL: [&str; 10] = [
-            "begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "prepare", "set",
-        ];
+        const CONTROL: [&str; 10] =
+            ["begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "prepare", "set"];
         match verb(&self.sql) {
             None => found.add("/sql", "there is no statement", None),
             Some(verb) if CONTROL.contains(&verb.as_str()) => found.add(
                 "/sql",
-                format!("`{}` controls the transaction or the session, which this step does itself", verb.to_uppercase()),
+                format!(
+                    "`{}` controls the transaction or the session, which this step does itself",
+                    verb.to_uppercase()
+                ),
                 Some("write the statement alone: it is run in a transaction of its own".to_owned()),
             ),
             Some(_) => {}
@@ -87,7 +91,9 @@ impl Step for Execute {
             Ok(ReadAt::Later { because, rehearsal, .. }) => {
                 let preview = Preview { summary: format!("{what} in {at} after step `{because}`"), ..preview };
                 match rehearsal {
-                    Some(session) if !cx.is_unknown("/sql") => super::query::rehearse(&session, &self.sql, preview).await,
+                    Some(session) if !cx.is_unknown("/sql") => {
+                        super::query::rehearse(&session, &self.sql, preview).await
+                    }
                     _ => preview,
                 }
             }
@@ -97,7 +103,10 @@ impl Step for Execute {
                     preview
                 } else {
                     match self.estimate(&session).await {
-                        Ok(Some(rows)) => Preview { summary: format!("{what} in {at} (about {})", counted(rows, "row")), ..preview },
+                        Ok(Some(rows)) => Preview {
+                            summary: format!("{what} in {at} (about {})", counted(rows, "row")),
+                            ..preview
+                        },
                         Ok(None) => preview,
                         Err(failure) => preview.blocked(failure.message, failure.help),
                     }
@@ -123,7 +132,9 @@ impl Step for Execute {
             Earlier::DidNot => {}
         }
         let attempted = self.attempted();
-        session.batch(&attempted, &format!("BEGIN; SET LOCAL lock_timeout = {}", self.lock_timeout.std().as_millis())).await?;
+        session
+            .batch(&attempted, &format!("BEGIN; SET LOCAL lock_timeout = {}", self.lock_timeout.std().as_millis()))
+            .await?;
         let transaction: String = session.row(&attempted, "SELECT pg_current_xact_id()::text", &[]).await?.get(0);
         let applied = self.apply(&session, &attempted, &transaction).await;
         for notice in session.take_notices() {
@@ -138,7 +149,7 @@ impl Step for Execute {
             }
         };
         cx.note(transaction_note(system.as_deref(), &transaction, json!({ "affected": affected }))).await?;
-        let Err(failure) = session.batch(format_args!("commit: {attempted}"), "COMMIT").await else {
+        let Err(failure) = session.batch(format!("commit: {attempted}"), "COMMIT").await else {
             return Ok(done(affected));
         };
         // The answer is lost, not the outcome: ask for it.
@@ -216,15 +227,18 @@ impl Execute {
         }
         let now = session.row(attempted, "SELECT pg_current_xact_id_if_assigned()::text", &[]).await?;
         if now.get::<_, Option<&str>>(0) != Some(transaction) {
-            return Err(Failure::permanent(format!("{attempted}: the statement ended the transaction that it runs in"))
-                .help("look what it did; write it without COMMIT or ROLLBACK"));
+            return Err(Failure::permanent(format!(
+                "{attempted}: the statement ended the transaction that it runs in"
+            ))
+            .help("look what it did; write it without COMMIT or ROLLBACK"));
         }
         Ok(affected)
     }
 
     /// What the server's planner thinks of it; also proves privileges, tables and columns.
     async fn estimate(&self, session: &Session) -> Result<Option<u64>, Failure> {
-        if !matches!(verb(&self.sql).as_deref(), Some("insert" | "update" | "delete" | "merge" | "with" | "select")) {
+        if !matches!(verb(&self.sql).as_deref(), Some("insert" | "update" | "delete" | "merge" | "with" | "select"))
+        {
             return Ok(None);
         }
         let attempted = self.attempted();
@@ -233,7 +247,8 @@ impl Execute {
         let rows: Vec<_> = {
             use futures::TryStreamExt;
             let params = self.params.iter().cloned().map(Param);
-            let stream = session.query_raw(&statement, params).await.map_err(|error| session.failure(&attempted, &error))?;
+            let stream =
+                session.query_raw(&statement, params).await.map_err(|error| session.failure(&attempted, &error))?;
             stream.try_collect().await.map_err(|error| session.failure(&attempted, &error))?
         };
         let plan: Option<Value> = rows.first().and_then(|row| row.try_get(0).ok());

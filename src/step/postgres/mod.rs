@@ -72,7 +72,9 @@ impl Outlook {
     /// How sure a statement about the database is.
     fn certainty(&self) -> Certainty {
         match self {
-            Self::Absent { because: None } | Self::There { renamed_by: None, changed_by: None, .. } => Certainty::Observed,
+            Self::Absent { because: None } | Self::There { renamed_by: None, changed_by: None, .. } => {
+                Certainty::Observed
+            }
             _ => Certainty::Assumed,
         }
     }
@@ -116,7 +118,8 @@ impl ReadAt {
         Ok(match Outlook::of(cx, Some(&session), target, name).await.map_err(failed)? {
             Outlook::Unseen => Self::Unseen,
             Outlook::Absent { because } => {
-                let message = format!("there is no database `{name}` on {target}{}", blame(because.as_ref(), "removes it"));
+                let message =
+                    format!("there is no database `{name}` on {target}{}", blame(because.as_ref(), "removes it"));
                 return Err(failed(Failure::permanent(message).help("check the name, or the order of the steps")));
             }
             Outlook::Made { by, rows } => {
@@ -194,18 +197,15 @@ async fn end_leftovers(session: &Session, cx: &RunCx) -> Result<Option<String>, 
 }
 
 async fn terminate(session: &Session, other: &Activity) -> Result<(), Failure> {
-    session
-        .row(format_args!("end session {other}"), "SELECT pg_terminate_backend($1)", &[&other.pid])
-        .await
-        .map(drop)
+    session.row(format!("end session {other}"), "SELECT pg_terminate_backend($1)", &[&other.pid]).await.map(drop)
 }
 
 /// The server's identity in a note, so that a resume notices when it talks to another server.
 fn same_server(note: &Value, system: Option<&str>) -> Result<(), String> {
     match (note["system"].as_str(), system) {
-        (Some(noted), Some(now)) if noted != now => Err(format!(
-            "the target is another server now: the attempt ran on the cluster {noted}, this is {now}"
-        )),
+        (Some(noted), Some(now)) if noted != now => {
+            Err(format!("the target is another server now: the attempt ran on the cluster {noted}, this is {now}"))
+        }
         _ => Ok(()),
     }
 }
@@ -228,10 +228,14 @@ async fn fate(session: &Session, note: &Value, system: Option<&str>) -> Result<F
             Ok(TransactionStatus::Committed) => return Ok(Fate::Committed),
             Ok(TransactionStatus::Aborted) => return Ok(Fate::Aborted),
             Ok(TransactionStatus::Forgotten) => {
-                return Ok(Fate::Unknown(format!("transaction {id} is so old that the server keeps no record of it")));
+                return Ok(Fate::Unknown(format!(
+                    "transaction {id} is so old that the server keeps no record of it"
+                )));
             }
             Ok(TransactionStatus::InProgress) if Instant::now() > deadline => {
-                return Err(Failure::transient(format!("transaction {id} of an earlier attempt is still in progress")));
+                return Err(Failure::transient(format!(
+                    "transaction {id} of an earlier attempt is still in progress"
+                )));
             }
             Ok(TransactionStatus::InProgress) => tokio::time::sleep(POLL).await,
             Err(failure) if failure.transient => return Err(failure),

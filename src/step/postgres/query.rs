@@ -13,9 +13,7 @@ use crate::record::event::Outputs;
 use crate::service::postgres::Session;
 use crate::service::postgres::value::{Param, row_values};
 use crate::step::effect::Effect;
-use crate::step::{
-    Action, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output,
-};
+use crate::step::{Action, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output};
 
 /// Runs a query in a read-only transaction, and compares what it gives.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -83,7 +81,11 @@ impl Step for Query {
             Ok(ReadAt::Now(session, certainty)) => match self.ask(&session).await {
                 Ok(done) => Preview {
                     outputs: done.outputs,
-                    ..Preview::new(Action::Read, certainty, format!("query {at}: {}", done.summary.unwrap_or_default()))
+                    ..Preview::new(
+                        Action::Read,
+                        certainty,
+                        format!("query {at}: {}", done.summary.unwrap_or_default()),
+                    )
                 },
                 Err(failure) => Preview { certainty, ..Preview::failed(failure) },
             },
@@ -115,7 +117,9 @@ impl Query {
             )));
         }
         if let Some(expect) = &self.expect {
-            answer.expect(expect).map_err(|failure| failure.context(format_args!("query {}", session.database())))?;
+            answer
+                .expect(expect)
+                .map_err(|failure| failure.context(format_args!("query {}", session.database())))?;
         }
         let summary = match &answer.first {
             Some(first) if answer.rows == 1 && first.len() == 1 => answer.value().to_string(),
@@ -197,7 +201,11 @@ pub(super) async fn prepare(
     let statement = session.prepare(sql).await.map_err(|error| {
         let several = error.as_db_error().is_some_and(|error| error.message().contains("multiple commands"));
         let failure = session.failure(attempted, &error);
-        if several { failure.help("write one statement a step, or put several into a `DO $$ … $$` block") } else { failure }
+        if several {
+            failure.help("write one statement a step, or put several into a `DO $$ … $$` block")
+        } else {
+            failure
+        }
     })?;
     let wanted = statement.params().len();
     if wanted != given {

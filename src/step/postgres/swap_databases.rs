@@ -12,8 +12,8 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
-    Fate, Outlook, POLL, SESSIONS_GONE, blame, check_database_name, end_leftovers, fate, name_of, name_sessions,
-    same_server, server, size_and_sessions, terminate, transaction_note,
+    Outlook, POLL, SESSIONS_GONE, blame, check_database_name, end_leftovers, name_of, name_sessions, same_server,
+    server, size_and_sessions, terminate, transaction_note,
 };
 use crate::failure::Failure;
 use crate::ids::RunId;
@@ -120,21 +120,22 @@ impl Step for SwapDatabases {
         if let Some(before) = &before {
             same_server(&json!({ "system": before.system }), system.as_deref()).map_err(Failure::permanent)?;
             match self.standing(&session, before, &kept).await? {
-                Standing::Swapped => return Ok(self.done(&kept)),
-                Standing::NotSwapped => {}
+                // A database of the replacement's name is a new one, restored since, to be swapped in.
+                Standing::Swapped if session.find_database(&self.replacement).await?.is_none() => {
+                    return Ok(self.done(&kept));
+                }
+                Standing::Swapped | Standing::NotSwapped => {}
                 Standing::Otherwise(what) => return Err(Failure::permanent(format!("swap databases: {what}"))),
             }
         }
         let (live, replacement) = self.both(&session, &kept).await?;
-        let note = Noted {
-            system,
-            // After a kill the fence may still be closed: what the first attempt saw counts.
-            live: before.as_ref().map_or(Door { oid: live.oid, open: live.allow_connections }, |noted| noted.live),
-            replacement: before.as_ref().map_or(
-                Door { oid: replacement.oid, open: replacement.allow_connections },
-                |noted| noted.replacement,
-            ),
+        // The fence of an attempt before may be closed still: how it found the doors counts.
+        let doors = before.iter().flat_map(|noted| [noted.live, noted.replacement]).collect::<Vec<_>>();
+        let door = |database: &Database| {
+            let before = doors.iter().find(|door| door.oid == database.oid).copied();
+            before.unwrap_or(Door { oid: database.oid, open: database.allow_connections })
         };
+        let note = Noted { system, live: door(&live), replacement: door(&replacement) };
         cx.note(json!(note)).await?;
         match self.fence_and_swap(cx, &session, &note, (&live, &replacement), &kept).await {
             Ok(()) => Ok(self.done(&kept)),
@@ -184,7 +185,8 @@ impl SwapDatabases {
     }
 
     fn done(&self, kept: &str) -> Done {
-        Done::new(format!("{} took the place of {}, kept as {kept}", self.replacement, self.live)).output("kept", kept)
+        Done::new(format!("{} took the place of {}, kept as {kept}", self.replacement, self.live))
+            .output("kept", kept)
     }
 
     async fn both(&self, session: &Session, kept: &str) -> Result<(Database, Database), Failure> {
@@ -193,10 +195,14 @@ impl SwapDatabases {
                 .help("check the names, and that the step that restores it succeeded")
         };
         let live = session.find_database(&self.live).await?.ok_or_else(|| missing(&self.live))?;
-        let replacement = session.find_database(&self.replacement).await?.ok_or_else(|| missing(&self.replacement))?;
+        let replacement =
+            session.find_database(&self.replacement).await?.ok_or_else(|| missing(&self.replacement))?;
         if session.find_database(kept).await?.is_some() {
-            return Err(Failure::permanent(format!("swap databases on {}: there is a database {kept} already", self.target))
-                .help("drop it in a step before (postgres.drop_database), or give another name as `keep`"));
+            return Err(Failure::permanent(format!(
+                "swap databases on {}: there is a database {kept} already",
+                self.target
+            ))
+            .help("drop it in a step before (postgres.drop_database), or give another name as `keep`"));
         }
         for database in [&live, &replacement] {
             if database.is_half_dropped() {
@@ -230,8 +236,7 @@ impl SwapDatabases {
         progress(cx, 2, "renaming");
         let carried = carry::statements(session, live, replacement).await?;
         session.batch("begin", "BEGIN").await?;
-        let transaction: String =
-            session.row("begin", "SELECT pg_current_xact_id()::text", &[]).await?.get(0);
+        let transaction: String = session.row("begin", "SELECT pg_current_xact_id()::text", &[]).await?.get(0);
         let rename = format!(
             "ALTER DATABASE {} RENAME TO {}; ALTER DATABASE {} RENAME TO {}",
             ident(&self.live),
@@ -239,9 +244,9 @@ impl SwapDatabases {
             ident(&self.replacement),
             ident(&self.live)
         );
-        session.batch(format_args!("rename {} and {}", self.live, self.replacement), &rename).await?;
+        session.batch(format!("rename {} and {}", self.live, self.replacement), &rename).await?;
         for sql in carried {
-            session.batch(format_args!("carry over to {}: {sql}", self.live), &sql).await?;
+            session.batch(format!("carry over to {}: {sql}", self.live), &sql).await?;
         }
         let marker = format!("kept by lifeboat run {} step {}: it was {}", cx.run, cx.step, self.live);
         let marker = live.comment.as_ref().map_or(marker.clone(), |comment| format!("{marker}\n{comment}"));
@@ -294,7 +299,7 @@ impl SwapDatabases {
         let said = |name: &Option<String>| name.clone().unwrap_or_else(|| "gone".to_owned());
         Ok(match (live.as_deref(), replacement.as_deref()) {
             (Some(live), Some(replacement)) if live == kept && replacement == self.live => Standing::Swapped,
-            (Some(live), Some(replacement)) if live == self.live && replacement == self.replacement => Standing::NotSwapped,
+            (Some(live), _) if live == self.live => Standing::NotSwapped,
             _ => Standing::Otherwise(format!(
                 "the old database (oid {}) is {}, the replacement (oid {}) is {}: look with \
                  `SELECT oid, datname, datallowconn FROM pg_database` and mark the step by hand",
@@ -309,8 +314,10 @@ impl SwapDatabases {
     fn refuse_own(&self, server: &Server) -> Result<(), Failure> {
         let own = &server.settings().maintenance_database;
         if *own == self.live || *own == self.replacement {
-            return Err(Failure::permanent(format!("database {own} is the one that Lifeboat connects to for this work"))
-                .help("set the target's `maintenance_database` to another one"));
+            return Err(Failure::permanent(format!(
+                "database {own} is the one that Lifeboat connects to for this work"
+            ))
+            .help("set the target's `maintenance_database` to another one"));
         }
         Ok(())
     }
@@ -333,11 +340,16 @@ impl SwapDatabases {
         };
         let look = async |name: &str| Outlook::of(cx, session.as_ref(), &self.target, name).await;
         let (live, replacement) = (look(&self.live).await?, look(&self.replacement).await?);
-        preview.certainty = if session.is_some() { live.certainty().max(replacement.certainty()) } else { preview.certainty };
+        preview.certainty =
+            if session.is_some() { live.certainty().max(replacement.certainty()) } else { preview.certainty };
         for (name, outlook) in [(&self.live, &live), (&self.replacement, &replacement)] {
             if let Outlook::Absent { because } = outlook {
                 preview = preview.blocked(
-                    format!("there is no database {name} on {}{}", self.target, blame(because.as_ref(), "removes it")),
+                    format!(
+                        "there is no database {name} on {}{}",
+                        self.target,
+                        blame(because.as_ref(), "removes it")
+                    ),
                     "check the names and the order of the steps".to_owned(),
                 );
             }
@@ -350,7 +362,9 @@ impl SwapDatabases {
             Outlook::Made { rows, .. } => Fact::Present { rows: rows.clone() },
             Outlook::There { database, .. } => Fact::RenamedFrom(resource(&database.name)),
             _ => match cx.world.fact(&resource(name)).map(|foretold| &foretold.fact) {
-                Some(Fact::RenamedFrom(today)) if name_of(today, &self.target).is_some() => Fact::RenamedFrom(today.clone()),
+                Some(Fact::RenamedFrom(today)) if name_of(today, &self.target).is_some() => {
+                    Fact::RenamedFrom(today.clone())
+                }
                 _ => Fact::RenamedFrom(resource(name)),
             },
         };
@@ -393,7 +407,10 @@ impl SwapDatabases {
             }
             for blocker in session.blockers(&database.name).await? {
                 preview = preview.blocked(
-                    format!("{} `{}` keeps database {} from being renamed", blocker.kind, blocker.name, database.name),
+                    format!(
+                        "{} `{}` keeps database {} from being renamed",
+                        blocker.kind, blocker.name, database.name
+                    ),
                     format!("judge it, then: {}", blocker.remedy),
                 );
             }
@@ -407,7 +424,9 @@ impl SwapDatabases {
                     format!("role {} may not end a superuser's session: {superuser}", role.name),
                     "end it by hand, or use a superuser in the target's url".to_owned(),
                 );
-            } else if let Some(other) = clients.iter().find(|client| client.user != role.name && !role.signal_backend) {
+            } else if let Some(other) =
+                clients.iter().find(|client| client.user != role.name && !role.signal_backend)
+            {
                 preview = preview.blocked(
                     format!("role {} may not end another role's session: {other}", role.name),
                     format!("GRANT pg_signal_backend TO {}", ident(&role.name)),
@@ -435,7 +454,7 @@ async fn reopen(session: &Session, note: &Noted) -> Result<bool, Failure> {
             && database.allow_connections != door.open
         {
             session
-                .batch(format_args!("reopen database {}", database.name), &allow_connections(&database.name, door.open))
+                .batch(format!("reopen database {}", database.name), &allow_connections(&database.name, door.open))
                 .await?;
             had_to = true;
         }

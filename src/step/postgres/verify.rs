@@ -14,9 +14,7 @@ use crate::matcher::Matcher;
 use crate::record::event::{Progress, ProgressUnit};
 use crate::service::postgres::Session;
 use crate::step::effect::{Effect, Role};
-use crate::step::{
-    Action, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output,
-};
+use crate::step::{Action, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output};
 
 mod constraints;
 
@@ -52,7 +50,8 @@ struct Check {
 
 impl StepType for Verify {
     const NAME: &'static str = "postgres.verify";
-    const SUMMARY: &'static str = "Checks what a database holds, and that its constraints, indexes and sequences are sound.";
+    const SUMMARY: &'static str =
+        "Checks what a database holds, and that its constraints, indexes and sequences are sound.";
     const PROVES_HEALTH: bool = true;
 
     fn outputs() -> Vec<Output> {

@@ -66,7 +66,9 @@ impl<'de> Deserialize<'de> for Rule {
             return Matcher::new(value).map(Self::Matches).map_err(de::Error::custom);
         };
         if let Some(unknown) = map.keys().find(|key| !["matches_backup", "within"].contains(&key.as_str())) {
-            return Err(de::Error::custom(format!("`{unknown}` does not go with `matches_backup`, only `within` does")));
+            return Err(de::Error::custom(format!(
+                "`{unknown}` does not go with `matches_backup`, only `within` does"
+            )));
         }
         if map["matches_backup"] != true {
             return Err(de::Error::custom("`matches_backup` can only be true: leave the table out otherwise"));
@@ -133,7 +135,8 @@ impl Rule {
 
 impl StepType for VerifyCounts {
     const NAME: &'static str = "postgres.verify_counts";
-    const SUMMARY: &'static str = "Counts tables' rows and compares them with what they must be, or with a backup's manifest.";
+    const SUMMARY: &'static str =
+        "Counts tables' rows and compares them with what they must be, or with a backup's manifest.";
     const PROVES_HEALTH: bool = true;
 
     fn outputs() -> Vec<Output> {
@@ -146,7 +149,9 @@ impl Step for VerifyCounts {
     fn effects(&self) -> Vec<Effect> {
         let database = database_resource(&self.target, Some(&self.database));
         let mut effects = vec![Effect::read(database).role(Role::Verifies)];
-        effects.extend(self.against.iter().map(|backup| Effect::read(Resource::object(&backup.storage, &backup.path))));
+        effects.extend(
+            self.against.iter().map(|backup| Effect::read(Resource::object(&backup.storage, &backup.path))),
+        );
         effects
     }
 
@@ -170,7 +175,11 @@ impl Step for VerifyCounts {
     }
 
     async fn preview(&self, cx: &PreviewCx<'_>) -> Preview {
-        let what = if self.tables.is_empty() { "the backup's tables".to_owned() } else { counted(self.tables.len() as u64, "table") };
+        let what = if self.tables.is_empty() {
+            "the backup's tables".to_owned()
+        } else {
+            counted(self.tables.len() as u64, "table")
+        };
         let later = Preview::from_effects(&self.effects(), format!("count {what} of {}", self.database));
         if cx.is_unknown("/tables") {
             return later;
@@ -186,7 +195,9 @@ impl Step for VerifyCounts {
         match ReadAt::find(cx, &self.target, Some(&self.database)).await {
             Err(preview) => *preview,
             Ok(ReadAt::Unseen) => later,
-            Ok(ReadAt::Later { because, rows: Some(rows), .. }) => self.foretell(&because, &rows, manifest.as_ref(), later),
+            Ok(ReadAt::Later { because, rows: Some(rows), .. }) => {
+                self.foretell(&because, &rows, manifest.as_ref(), later)
+            }
             Ok(ReadAt::Later { because, rows: None, .. }) => {
                 Preview { summary: format!("{} after step `{because}`", later.summary), ..later }
             }
@@ -300,7 +311,7 @@ impl VerifyCounts {
                 continue;
             }
             let sql = format!("SELECT count(*) FROM {name}");
-            let count: i64 = session.row(format_args!("{attempted}: {table}"), &sql, &[]).await?.get(0);
+            let count: i64 = session.row(format!("{attempted}: {table}"), &sql, &[]).await?.get(0);
             let count = count.unsigned_abs();
             rows += count;
             if let Err(wanted) = rule.judge(count, in_backup(manifest, table)) {
@@ -311,7 +322,8 @@ impl VerifyCounts {
         if !wrong.is_empty() {
             return Err(Failure::permanent(format!("{attempted}: {}", wrong.join("; "))));
         }
-        let summary = format!("{}: {}, {}", self.database, counted(rules.len() as u64, "table"), counted(rows, "row"));
+        let summary =
+            format!("{}: {}, {}", self.database, counted(rules.len() as u64, "table"), counted(rows, "row"));
         Ok(Done::new(summary).output("tables", Value::Object(counts)))
     }
 }

@@ -11,9 +11,7 @@ use crate::record::event::{Progress, ProgressUnit};
 use crate::service::postgres::Server;
 use crate::service::postgres::tool::Version;
 use crate::step::effect::{Effect, Resource};
-use crate::step::{
-    Action, Certainty, Done, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output,
-};
+use crate::step::{Action, Certainty, Done, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output};
 use crate::units::Duration;
 
 /// Waits until a server takes connections.

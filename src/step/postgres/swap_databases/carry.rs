@@ -103,7 +103,11 @@ async fn settings(session: &Session, oid: u32, name: &str) -> Result<Vec<String>
         );
         for setting in settings {
             if let Some((parameter, value)) = setting.split_once('=') {
-                sql.push(format!("{whose} SET {} TO {}", parameter_name(parameter), parameter_value(parameter, value)));
+                sql.push(format!(
+                    "{whose} SET {} TO {}",
+                    parameter_name(parameter),
+                    parameter_value(parameter, value)
+                ));
             }
         }
     }
@@ -137,7 +141,11 @@ fn parameter_value(parameter: &str, value: &str) -> String {
         return literal(value);
     }
     let names = list_names(value);
-    if names.is_empty() { "''".to_owned() } else { names.iter().map(|name| literal(name)).collect::<Vec<_>>().join(", ") }
+    if names.is_empty() {
+        "''".to_owned()
+    } else {
+        names.iter().map(|name| literal(name)).collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// The names in `"$user", public`.

@@ -9,7 +9,12 @@ use crate::service::postgres::Session;
 /// How many things were looked at, in words, and everything that is wrong.
 pub(super) async fn look(session: &Session) -> Result<(String, Vec<String>), Failure> {
     let attempted = format!("verify constraints of {}", session.database());
-    session.batch(&attempted, "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off").await?;
+    session
+        .batch(
+            &attempted,
+            "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off",
+        )
+        .await?;
     let found = look_inside(session, &attempted).await;
     let ended = session.batch(&attempted, "ROLLBACK").await;
     let found = found?;
@@ -26,19 +31,26 @@ async fn look_inside(session: &Session, attempted: &str) -> Result<(String, Vec<
     let keys = session.rows(attempted, FOREIGN_KEYS, &[]).await?;
     for key in &keys {
         let (name, sql): (&str, &str) = (key.get(0), key.get(1));
-        let orphans: i64 = session.row(format_args!("{attempted}: {name}"), sql, &[]).await?.get(0);
+        let orphans: i64 = session.row(format!("{attempted}: {name}"), sql, &[]).await?.get(0);
         if orphans > 0 {
-            wrong.push(format!("foreign key {name}: {}", super::counted(orphans.unsigned_abs(), "row without its parent").replace("parents", "parent")));
+            wrong.push(format!(
+                "foreign key {name}: {}",
+                super::counted(orphans.unsigned_abs(), "row without its parent").replace("parents", "parent")
+            ));
         }
     }
     let sequences = session.rows(attempted, SEQUENCES, &[]).await?;
     for sequence in &sequences {
         let (name, sql): (&str, &str) = (sequence.get(0), sequence.get(1));
-        if session.row(format_args!("{attempted}: {name}"), sql, &[]).await?.get(0) {
+        if session.row(format!("{attempted}: {name}"), sql, &[]).await?.get(0) {
             wrong.push(format!("sequence {name} would give values that exist"));
         }
     }
-    let sound = format!("{} and {}", super::counted(keys.len() as u64, "foreign key"), super::counted(sequences.len() as u64, "sequence"));
+    let sound = format!(
+        "{} and {}",
+        super::counted(keys.len() as u64, "foreign key"),
+        super::counted(sequences.len() as u64, "sequence")
+    );
     Ok((sound, wrong))
 }
 
