@@ -33,10 +33,8 @@ async fn look_inside(session: &Session, attempted: &str) -> Result<(String, Vec<
         let (name, sql): (&str, &str) = (key.get(0), key.get(1));
         let orphans: i64 = session.row(format!("{attempted}: {name}"), sql, &[]).await?.get(0);
         if orphans > 0 {
-            wrong.push(format!(
-                "foreign key {name}: {}",
-                super::counted(orphans.unsigned_abs(), "row without its parent").replace("parents", "parent")
-            ));
+            let orphans = super::counted(orphans.unsigned_abs(), "row");
+            wrong.push(format!("foreign key {name}: {orphans} without a parent"));
         }
     }
     let sequences = session.rows(attempted, SEQUENCES, &[]).await?;
