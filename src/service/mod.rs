@@ -7,6 +7,7 @@ pub mod docker;
 pub mod http;
 pub mod postgres;
 pub mod process;
+pub mod sandbox;
 pub mod storage;
 #[cfg(test)]
 pub(crate) mod tls_testing;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
+
 
 use crate::failure::Failure;
 use crate::secret::Redactor;
