@@ -13,7 +13,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::unistd::{Uid, User, geteuid};
 use serde::{Deserialize, Serialize};
@@ -208,6 +208,7 @@ impl Cluster {
 
     /// Starts the server; on another port when the one that was free is taken meanwhile.
     async fn start(&self, mut state: State, any_port: bool) -> Result<(), Failure> {
+        state.clear_after_a_crash().await?;
         for left in (0..PORTS_TRIED).rev() {
             let log = state.home.join("log");
             // The log of an earlier start says nothing about this one.
@@ -333,6 +334,43 @@ impl State {
         }
     }
 
+    /// Takes away the pid and lock files of a server that was killed: their pid may be a zombie's
+    /// or somebody else's, and the server would refuse to start. Its last children go first.
+    async fn clear_after_a_crash(&self) -> Result<(), Failure> {
+        let file = self.data().join("postmaster.pid");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while file.exists() && self.works_here() {
+            if Instant::now() > deadline {
+                return Err(Failure::permanent(format!(
+                    "processes of a killed server go on in {}",
+                    self.home.display()
+                ))
+                .help("end them, then try again"));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let in_home = fs::read_dir(&self.home).map_err(cannot("list", &self.home))?.flatten();
+        let sockets = in_home.filter(|entry| entry.file_name().to_string_lossy().starts_with(".s.PGSQL."));
+        for stale in sockets.map(|entry| entry.path()).chain([file]) {
+            match fs::remove_file(&stale) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(cannot("remove", &stale)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether any process has its working folder where the data is.
+    fn works_here(&self) -> bool {
+        let Ok(data) = fs::canonicalize(self.data()) else { return false };
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        processes
+            .map(|process| process.path().join("cwd"))
+            .any(|cwd| fs::read_link(cwd).is_ok_and(|cwd| cwd == data))
+    }
+
     async fn stop(&self) -> Result<(), Failure> {
         if !self.is_up() {
             return Ok(());
@@ -443,6 +481,20 @@ mod tests {
     use crate::secret::Redactor;
     use crate::service::{PostgresSettings, Services, Target};
 
+    /// Takes the cluster down also when the test fails.
+    struct Down(Cluster);
+
+    impl Drop for Down {
+        fn drop(&mut self) {
+            let cluster = self.0.clone();
+            let ending = std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(cluster.down())
+            });
+            let _ = ending.join();
+        }
+    }
+
     async fn ask(cluster: &Cluster, sql: &str) -> Result<String, Failure> {
         let url = cluster.url().unwrap().expose().to_owned();
         let settings: PostgresSettings = serde_json::from_value(serde_json::json!({ "url": url })).unwrap();
@@ -455,6 +507,7 @@ mod tests {
     async fn a_cluster_comes_up_survives_its_maker_and_goes_without_a_trace() {
         let folder = tempfile::tempdir().unwrap();
         let cluster = Cluster::new(folder.path().join("db"));
+        let _down = Down(cluster.clone());
         assert!(!cluster.is_up() && cluster.url().is_none());
         cluster.down().await.unwrap();
         let settings = PostgresSandbox {
