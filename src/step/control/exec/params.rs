@@ -7,6 +7,7 @@ use std::fmt;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Deserializer, de};
+use serde_json::json;
 
 use crate::matcher::Matcher;
 
@@ -52,21 +53,14 @@ fn zero() -> Matcher {
     Matcher::equals(0)
 }
 
-/// `exec: [program, argument]` is short for `exec: { argv: [program, argument] }`.
+/// `exec: [program, argument]` is short for `exec: { argv: [program, argument] }`. In one
+/// schema, not in alternatives: what is said of keys concerns maps, of items lists.
 fn or_a_list(schema: &mut Schema) {
-    let map = std::mem::take(schema);
-    *schema = json_schema!({
-        "anyOf": [
-            map,
-            {
-                "description": "Short for `argv`: program and arguments, run without a shell.",
-                "type": "array",
-                "items": { "type": ["string", "number", "boolean"] },
-                "minItems": 1,
-                "x-arguments": true,
-            },
-        ]
-    });
+    schema.insert("type".to_owned(), json!(["object", "array"]));
+    schema.insert("minItems".to_owned(), json!(1));
+    let item =
+        json!({ "description": "Short for `argv`.", "type": ["string", "number", "boolean"], "x-arguments": true });
+    schema.insert("items".to_owned(), item);
 }
 
 impl<'de> Deserialize<'de> for Exec {
