@@ -16,6 +16,7 @@ pub mod plan;
 pub mod record;
 pub mod report;
 pub mod retry;
+pub mod sandbox;
 pub mod secret;
 pub mod service;
 pub mod step;

@@ -50,7 +50,11 @@ impl Services {
     }
 }
 
-fn connect(settings: &DockerSettings) -> Result<Docker, Failure> {
+/// A client of that engine. Nothing is contacted yet.
+///
+/// # Errors
+/// When the settings don't fit.
+pub(crate) fn connect(settings: &DockerSettings) -> Result<Docker, Failure> {
     let version = bollard::API_DEFAULT_VERSION;
     let host = settings.host.as_str();
     let seconds = ANSWER.as_secs();

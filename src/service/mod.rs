@@ -19,7 +19,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-
 use crate::failure::Failure;
 use crate::secret::Redactor;
 use crate::units::Duration;
@@ -108,7 +107,8 @@ pub struct DockerSettings {
     pub tls: Option<DockerTls>,
 }
 
-fn docker_host() -> String {
+/// The local engine's socket.
+pub fn docker_host() -> String {
     "unix:///var/run/docker.sock".to_owned()
 }
 

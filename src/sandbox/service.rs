@@ -1,0 +1,314 @@
+//! One throwaway service: how each kind is started, stopped, looked at and removed.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reqwest::Url;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{Sandbox, container, process, seed};
+use crate::failure::Failure;
+use crate::secret::Secret;
+use crate::service::{AuthSandbox, DockerSettings, HttpSettings, PostgresSandbox, Target, WebhookSettings};
+
+/// The variable that tells the auth service its database.
+pub const DATABASE_VARIABLE: &str = "LIFEBOAT_SANDBOX_DATABASE";
+/// How long a service may take to answer first.
+const COMES_UP: Duration = Duration::from_secs(20);
+/// How long it has between SIGTERM and SIGKILL.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A target that Lifeboat serves itself.
+pub struct Throwaway {
+    /// The target's name.
+    pub target: String,
+    kind: Kind,
+}
+
+/// In the order in which they are started: each may read what comes before it.
+enum Kind {
+    /// Backups are kept in this folder, inside the sandbox's own.
+    Folder(PathBuf),
+    Cluster(PostgresSandbox),
+    Sink(SocketAddr),
+    Auth {
+        listen: SocketAddr,
+        health: String,
+        settings: AuthSandbox,
+    },
+}
+
+/// Whether a service is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It answers.
+    Up,
+    /// It is there, with its data, but does not run.
+    Stopped,
+    /// It isn't there.
+    Down,
+}
+
+impl State {
+    /// The word on screens.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Stopped => "stopped",
+            Self::Down => "down",
+        }
+    }
+}
+
+impl Sandbox {
+    /// The throwaway services, in the order in which they are started.
+    pub(super) fn throwaways(&self) -> Result<Vec<Throwaway>, Failure> {
+        let mut found = vec![];
+        for (target, settings) in &self.targets {
+            let kind =
+                kind_of(settings, &self.folder).map_err(|failure| failure.context(format!("target {target}")))?;
+            found.extend(kind.map(|kind| Throwaway { target: target.clone(), kind }));
+        }
+        found.sort_by_key(|throwaway| match throwaway.kind {
+            Kind::Folder(_) => 0,
+            Kind::Cluster(_) => 1,
+            Kind::Sink(_) => 2,
+            Kind::Auth { .. } => 3,
+        });
+        // A folder of backups alone is no sandbox.
+        let only_folders = found.iter().all(|throwaway| matches!(throwaway.kind, Kind::Folder(_)));
+        Ok(if only_folders { vec![] } else { found })
+    }
+}
+
+fn kind_of(target: &Target, folder: &Path) -> Result<Option<Kind>, Failure> {
+    Ok(match target {
+        Target::Postgres(settings) => settings.sandbox.clone().map(Kind::Cluster),
+        Target::Storage(settings) if settings.scheme == "fs" => settings
+            .settings
+            .get("root")
+            .and_then(|root| std::path::absolute(root).ok())
+            // Only what lies inside is the sandbox's to create and to remove.
+            .filter(|root| root.starts_with(folder) && root != folder)
+            .map(Kind::Folder),
+        Target::Webhook(WebhookSettings { sandbox: true, url, .. }) => Some(Kind::Sink(loopback(url)?)),
+        Target::Http(HttpSettings { sandbox: Some(settings), base_url, .. }) => {
+            let health = format!("{}/health/ready", base_url.trim_end_matches('/'));
+            Some(Kind::Auth { listen: loopback(base_url)?, health, settings: settings.clone() })
+        }
+        _ => None,
+    })
+}
+
+/// The address of a URL that a throwaway service may listen on: this machine's own.
+fn loopback(url: &str) -> Result<SocketAddr, Failure> {
+    let wrong = || {
+        Failure::permanent(format!("a sandbox can't listen at `{url}`"))
+            .help("write an address of this machine with a port, as `http://127.0.0.1:28301`")
+    };
+    let parsed = Url::parse(url).map_err(|_| wrong())?;
+    let host = match parsed.host_str() {
+        Some("localhost") => IpAddr::from([127, 0, 0, 1]),
+        Some(host) => host.trim_matches(['[', ']']).parse().map_err(|_| wrong())?,
+        None => return Err(wrong()),
+    };
+    let port = parsed.port().filter(|_| host.is_loopback()).ok_or_else(wrong)?;
+    Ok(SocketAddr::new(host, port))
+}
+
+impl Throwaway {
+    /// What it is.
+    pub const fn what(&self) -> &'static str {
+        match &self.kind {
+            Kind::Folder(_) => "a folder for backups",
+            Kind::Cluster(_) => "a PostgreSQL cluster",
+            Kind::Sink(_) => "the other end of a web hook",
+            Kind::Auth { settings: AuthSandbox { container: Some(_), .. }, .. } => {
+                "an auth service, as a container"
+            }
+            Kind::Auth { .. } => "an auth service, as a process",
+        }
+    }
+
+    /// Whether it is a database server: what the others read.
+    pub(super) const fn is_cluster(&self) -> bool {
+        matches!(self.kind, Kind::Cluster(_))
+    }
+
+    /// Where it is reached, without secrets.
+    pub fn address(&self, sandbox: &Sandbox) -> String {
+        match &self.kind {
+            Kind::Folder(folder) => folder.display().to_string(),
+            Kind::Cluster(_) => sandbox.cluster(&self.target).address().unwrap_or_default(),
+            Kind::Sink(listen) => format!("http://{listen}"),
+            Kind::Auth { health, .. } => health.clone(),
+        }
+    }
+
+    /// Whether it is up.
+    pub async fn state(&self, sandbox: &Sandbox) -> State {
+        match &self.kind {
+            Kind::Folder(folder) if folder.is_dir() => State::Up,
+            Kind::Folder(_) => State::Down,
+            Kind::Cluster(_) => match sandbox.cluster(&self.target) {
+                cluster if cluster.is_up() => State::Up,
+                cluster if cluster.url().is_some() => State::Stopped,
+                _ => State::Down,
+            },
+            Kind::Sink(listen) | Kind::Auth { listen, settings: AuthSandbox { container: None, .. }, .. } => {
+                let folder = sandbox.folder();
+                if process::running(folder, &self.target).is_some() && answers(*listen).await {
+                    State::Up
+                } else if process::log_file(folder, &self.target).exists() {
+                    State::Stopped
+                } else {
+                    State::Down
+                }
+            }
+            Kind::Auth { settings, .. } => match self.container(sandbox, settings) {
+                Ok(Some((docker, name))) => match container::runs(docker, name).await {
+                    Ok(Some(true)) => State::Up,
+                    Ok(Some(false)) => State::Stopped,
+                    Ok(None) | Err(_) => State::Down,
+                },
+                Ok(None) | Err(_) => State::Down,
+            },
+        }
+    }
+
+    /// Starts it, unless it is up, and waits until it answers.
+    pub(super) async fn up(&self, sandbox: &Sandbox) -> Result<(), Failure> {
+        match &self.kind {
+            Kind::Folder(folder) => super::create_folder(folder),
+            Kind::Cluster(settings) => sandbox.cluster(&self.target).up(settings).await,
+            Kind::Sink(listen) => {
+                let file = sandbox.folder().join(format!("{}.jsonl", self.target));
+                let args = ["sandbox", "serve-sink", "--listen", &listen.to_string(), "--file"];
+                let mut args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
+                args.push(file.display().to_string());
+                self.background(sandbox, *listen, args, vec![]).await
+            }
+            Kind::Auth { listen, settings, .. } => {
+                let database = seed::ensure(sandbox, settings).await?;
+                let args = ["sandbox", "serve-auth", "--listen", &listen.to_string()].map(str::to_owned).to_vec();
+                let env = vec![(DATABASE_VARIABLE, database)];
+                match self.container(sandbox, settings)? {
+                    Some((docker, name)) => {
+                        if container::runs(docker, name).await? != Some(true) {
+                            self.is_free(*listen).await?;
+                        }
+                        let folder = sandbox.folder();
+                        container::start(docker, &container::Wanted { name, args, env, folder }).await?;
+                        let runs = async || matches!(container::runs(docker, name).await, Ok(Some(true)));
+                        if !comes_up(*listen, runs).await {
+                            let said = container::last_line(docker, name).await;
+                            container::remove(docker, name, folder).await?;
+                            return Err(Failure::permanent(format!("{name} does not answer on {listen}: {said}"))
+                                .help("the engine must run on this machine, and give containers its network"));
+                        }
+                        Ok(())
+                    }
+                    None => self.background(sandbox, *listen, args, env).await,
+                }
+            }
+        }
+    }
+
+    /// Stops it and keeps its data.
+    pub(super) async fn stop(&self, sandbox: &Sandbox) -> Result<(), Failure> {
+        match &self.kind {
+            Kind::Sink(_) | Kind::Auth { settings: AuthSandbox { container: None, .. }, .. } => {
+                process::stop(sandbox.folder(), &self.target, GRACE).await.map(|_| ())
+            }
+            Kind::Auth { .. } => Err(Failure::permanent(format!("{} is a container", self.target))
+                .help("stop it with `docker stop`, or a plan's `container.stop`")),
+            Kind::Cluster(_) => sandbox.cluster(&self.target).stop().await,
+            Kind::Folder(_) => Err(Failure::permanent(format!("{} is a folder", self.target))),
+        }
+    }
+
+    /// Ends it and removes its data.
+    pub(super) async fn down(&self, sandbox: &Sandbox) -> Result<(), Failure> {
+        match &self.kind {
+            Kind::Folder(folder) => match fs::remove_dir_all(folder) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    Err(Failure::permanent(format!("remove {}: {error}", folder.display())))
+                }
+                _ => Ok(()),
+            },
+            Kind::Cluster(_) => sandbox.cluster(&self.target).down().await,
+            Kind::Auth { settings, .. } if settings.container.is_some() => {
+                match self.container(sandbox, settings)? {
+                    Some((docker, name)) => container::remove(docker, name, sandbox.folder()).await,
+                    None => Ok(()),
+                }
+            }
+            Kind::Sink(_) | Kind::Auth { .. } => {
+                process::stop(sandbox.folder(), &self.target, GRACE).await.map(|_| ())
+            }
+        }
+    }
+
+    async fn background(
+        &self,
+        sandbox: &Sandbox,
+        listen: SocketAddr,
+        args: Vec<String>,
+        env: Vec<(&'static str, Secret)>,
+    ) -> Result<(), Failure> {
+        let folder = sandbox.folder();
+        if process::running(folder, &self.target).is_none() {
+            self.is_free(listen).await?;
+        }
+        let identity = process::Background { name: &self.target, args, env, folder }.start()?;
+        if comes_up(listen, async || identity.is_alive()).await {
+            return Ok(());
+        }
+        let log = fs::read_to_string(process::log_file(folder, &self.target)).unwrap_or_default();
+        let last = log.lines().last().unwrap_or("it said nothing").to_owned();
+        process::stop(folder, &self.target, GRACE).await?;
+        Err(Failure::permanent(format!("it does not answer on {listen}: {last}")))
+    }
+
+    async fn is_free(&self, listen: SocketAddr) -> Result<(), Failure> {
+        if answers(listen).await {
+            return Err(Failure::permanent(format!("something else listens on {listen}"))
+                .help(format!("end it, or give target `{}` another port", self.target)));
+        }
+        Ok(())
+    }
+
+    fn container<'a>(
+        &self,
+        sandbox: &'a Sandbox,
+        settings: &'a AuthSandbox,
+    ) -> Result<Option<(&'a DockerSettings, &'a str)>, Failure> {
+        let Some(container) = &settings.container else { return Ok(None) };
+        let (target, name) = container.split_once('/').ok_or_else(|| {
+            Failure::permanent(format!("`{container}` names no container")).help("write it as `docker/name`")
+        })?;
+        match sandbox.targets.get(target) {
+            Some(Target::Docker(docker)) => Ok(Some((docker, name))),
+            _ => Err(Failure::permanent(format!("`{target}` is no docker target"))),
+        }
+    }
+}
+
+async fn answers(listen: SocketAddr) -> bool {
+    matches!(timeout(Duration::from_secs(1), TcpStream::connect(listen)).await, Ok(Ok(_)))
+}
+
+/// Waits until something answers; not longer than the service runs.
+async fn comes_up(listen: SocketAddr, runs: impl AsyncFn() -> bool) -> bool {
+    let end = Instant::now() + COMES_UP;
+    while !answers(listen).await {
+        if !runs().await || Instant::now() >= end {
+            return false;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    true
+}
