@@ -5,61 +5,30 @@
 //! to run as root: then the cluster belongs to another user, and lies where that user can
 //! reach it. Knows nothing of environments or of other throwaway services.
 
-use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Write as _};
+use std::io;
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
-use std::os::unix::process::CommandExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::unistd::{Uid, User, geteuid};
-use serde::{Deserialize, Serialize};
+
+mod server;
 
 use super::PostgresSandbox;
 use super::postgres::tool;
 use crate::failure::Failure;
 use crate::secret::Secret;
-
-/// How long the server may take to start or to stop.
-const WITHIN_SECONDS: u32 = 60;
+use server::{State, finish, succeeded, write_private};
 
 /// How often another free port is tried.
 const PORTS_TRIED: usize = 5;
-
-/// A socket's path has room for about that many bytes.
-const SOCKET_ROOM: usize = 90;
-
-/// What makes a cluster quick to start and to throw away; an environment's settings come after.
-const SETTINGS: &str = "\
-listen_addresses = '127.0.0.1'
-max_connections = 50
-fsync = off
-shared_buffers = 32MB
-wal_level = minimal
-max_wal_senders = 0
-";
 
 /// A throwaway cluster, known by the folder that its state is kept in.
 #[derive(Clone, Debug)]
 pub struct Cluster {
     folder: PathBuf,
-}
-
-/// What `cluster.json` holds.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct State {
-    /// Where data, log and socket are.
-    home: PathBuf,
-    /// The server's programs.
-    bin_dir: PathBuf,
-    port: u16,
-    password: String,
-    /// The user it runs as, when that is not the one who calls.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    user: Option<String>,
 }
 
 impl Cluster {
@@ -294,125 +263,6 @@ impl Cluster {
     }
 }
 
-impl State {
-    fn data(&self) -> PathBuf {
-        self.home.join("data")
-    }
-
-    fn configuration(&self) -> PathBuf {
-        self.data().join("postgresql.conf")
-    }
-
-    fn is_configured(&self) -> bool {
-        fs::read_to_string(self.configuration()).is_ok_and(|text| text.contains(SETTINGS))
-    }
-
-    fn configure(&self, settings: &PostgresSandbox) -> Result<(), Failure> {
-        let quoted = |text: &str| text.replace('\'', "''");
-        let socket = self.home.display().to_string();
-        let socket = if socket.len() < SOCKET_ROOM { socket } else { String::new() };
-        let mut text = format!("\n{SETTINGS}unix_socket_directories = '{}'\n", quoted(&socket));
-        for (name, value) in &settings.settings {
-            if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.') {
-                return Err(Failure::permanent(format!("`{name}` can't name a server setting")));
-            }
-            let _ = writeln!(text, "{name} = '{}'", quoted(value));
-        }
-        let file = self.configuration();
-        let mut open = OpenOptions::new().append(true).open(&file).map_err(cannot("open", &file))?;
-        open.write_all(text.as_bytes()).map_err(cannot("write", &file))
-    }
-
-    /// Whether the process that its pid file names is there and works in its folder.
-    fn is_up(&self) -> bool {
-        let Ok(text) = fs::read_to_string(self.data().join("postmaster.pid")) else { return false };
-        let Some(pid) = text.lines().next().and_then(|line| line.trim().parse::<u32>().ok()) else { return false };
-        // A pid file outlives a killed server, and its pid may be another's by now.
-        match fs::read_link(format!("/proc/{pid}/cwd")) {
-            Ok(folder) => folder == self.data() || fs::canonicalize(self.data()).is_ok_and(|data| data == folder),
-            Err(_) => false,
-        }
-    }
-
-    /// Takes away the pid and lock files of a server that was killed: their pid may be a zombie's
-    /// or somebody else's, and the server would refuse to start. Its last children go first.
-    async fn clear_after_a_crash(&self) -> Result<(), Failure> {
-        let file = self.data().join("postmaster.pid");
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while file.exists() && self.works_here() {
-            if Instant::now() > deadline {
-                return Err(Failure::permanent(format!(
-                    "processes of a killed server go on in {}",
-                    self.home.display()
-                ))
-                .help("end them, then try again"));
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        let in_home = fs::read_dir(&self.home).map_err(cannot("list", &self.home))?.flatten();
-        let sockets = in_home.filter(|entry| entry.file_name().to_string_lossy().starts_with(".s.PGSQL."));
-        for stale in sockets.map(|entry| entry.path()).chain([file]) {
-            match fs::remove_file(&stale) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(cannot("remove", &stale)(error));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether any process has its working folder where the data is.
-    fn works_here(&self) -> bool {
-        let Ok(data) = fs::canonicalize(self.data()) else { return false };
-        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-        processes
-            .map(|process| process.path().join("cwd"))
-            .any(|cwd| fs::read_link(cwd).is_ok_and(|cwd| cwd == data))
-    }
-
-    async fn stop(&self) -> Result<(), Failure> {
-        if !self.is_up() {
-            return Ok(());
-        }
-        let mut command = self.pg_ctl("stop");
-        command.args(["--mode", "fast"]);
-        let output = finish(command, "pg_ctl stop").await?;
-        if !self.is_up() {
-            return Ok(());
-        }
-        succeeded(&output, "stop the sandbox's server", Some(&self.home.join("log")))
-    }
-
-    fn pg_ctl(&self, action: &str) -> std::process::Command {
-        let mut command = self.command("pg_ctl");
-        command.arg(action).arg("--pgdata").arg(self.data());
-        command.args(["--wait", "--silent", "--timeout", &WITHIN_SECONDS.to_string()]);
-        command
-    }
-
-    /// One of the server's programs, run as its user, free of what this process's terminal does.
-    fn command(&self, program: &str) -> std::process::Command {
-        let mut command = std::process::Command::new(self.bin_dir.join(program));
-        command.current_dir(&self.home).env_clear().env("LC_ALL", "C").env("PATH", "/usr/bin:/bin");
-        command.stdin(Stdio::null()).process_group(0);
-        if let Some(user) = self.user() {
-            command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
-        }
-        command
-    }
-
-    /// Hands a file or folder to the server's user.
-    fn give(&self, path: &Path) -> Result<(), Failure> {
-        let Some(user) = self.user() else { return Ok(()) };
-        chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw())).map_err(cannot("hand over", path))
-    }
-
-    fn user(&self) -> Option<User> {
-        User::from_name(self.user.as_deref()?).ok().flatten()
-    }
-}
-
 /// Whom the server runs as when this process is root's, as servers refuse to be: `postgres`, else `nobody`.
 fn server_user() -> Result<Option<String>, Failure> {
     if geteuid() != Uid::from_raw(0) {
@@ -425,36 +275,6 @@ fn server_user() -> Result<Option<String>, Failure> {
         )
         .help("run Lifeboat as another user, or add one: `useradd --system postgres`")
     })
-}
-
-/// Runs a command to its end. What it leaves running (the server) has let go of the pipes.
-async fn finish(mut command: std::process::Command, name: &str) -> Result<Output, Failure> {
-    let failed = |error: io::Error| Failure::permanent(format!("run {name}: {error}"));
-    // The server inherits pg_ctl's output; through a pipe it would never be closed.
-    let mut said = tempfile::tempfile().map_err(failed)?;
-    command.stdout(said.try_clone().map_err(failed)?).stderr(said.try_clone().map_err(failed)?);
-    let status = tokio::process::Command::from(command).status().await.map_err(failed)?;
-    let mut stderr = Vec::new();
-    io::Seek::rewind(&mut said).and_then(|()| io::Read::read_to_end(&mut said, &mut stderr)).map_err(failed)?;
-    Ok(Output { status, stdout: Vec::new(), stderr })
-}
-
-fn succeeded(output: &Output, attempted: &str, log: Option<&Path>) -> Result<(), Failure> {
-    if output.status.success() {
-        return Ok(());
-    }
-    let mut said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    let logged = log.and_then(|log| fs::read_to_string(log).ok()).unwrap_or_default();
-    let last: Vec<_> = logged.lines().filter(|line| line.contains("FATAL") || line.contains("ERROR")).collect();
-    for line in last {
-        let _ = write!(said, "; {line}");
-    }
-    Err(Failure::permanent(format!("{attempted}: {said}")))
-}
-
-fn write_private(path: &Path, text: &str) -> Result<(), Failure> {
-    let open = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path);
-    open.and_then(|mut file| file.write_all(text.as_bytes())).map_err(cannot("write", path))
 }
 
 fn free_port() -> Result<u16, Failure> {

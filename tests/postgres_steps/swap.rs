@@ -37,7 +37,7 @@ impl Pair {
     }
 
     async fn who(database: &str) -> String {
-        value(database, "SELECT name FROM public.who").await.unwrap()
+        value(database, "SELECT name FROM public.who").await.unwrap_or_default()
     }
 
     async fn open(database: &str) -> bool {

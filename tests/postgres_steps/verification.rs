@@ -58,6 +58,34 @@ async fn counts_of_a_database_to_be_restored_are_foretold() {
 }
 
 #[tokio::test]
+async fn counts_are_compared_with_a_backups_manifest() {
+    let names = Databases::new("manifest");
+    let name = names.create("db", SHOP).await;
+    let folder = tempfile::tempdir().unwrap();
+    let storage = serde_json::from_value(json!({ "storage": { "scheme": "fs", "root": folder.path() } })).unwrap();
+    let harness = Harness::with([("db", postgres(&postgres_url())), ("backups", storage)]);
+    let manifest = json!({
+        "lifeboat_manifest": 1, "path": "b.sql.gz", "bytes": 1, "sha256": "00", "format": "plain", "compression": "gzip",
+        "database": name, "system_identifier": "1", "server_version": "15.1", "tool_version": "15.1", "wal_lsn": "0/0",
+        "taken_at": "2024-02-01T10:00:00Z", "encoding": "UTF8", "collate": "C", "ctype": "C",
+        "tables": { "public.customer": 10, "public.orders": 11 }, "rows": 21, "partial": false, "run": "r", "step": "s",
+    });
+    std::fs::write(folder.path().join("b.sql.gz.manifest.json"), manifest.to_string()).unwrap();
+    let against = json!({ "storage": "backups", "path": "b.sql.gz" });
+    let all = json!({ "target": "db", "database": name, "against": against });
+    let failure = harness.run(COUNTS, all.clone()).await.unwrap_err();
+    assert!(failure.message.contains("public.orders has 10 rows: the backup has 11"), "{failure}");
+    assert!(!failure.message.contains("customer"), "{failure}");
+    assert_eq!(harness.preview(COUNTS, all, &World::default()).await.action, Action::Blocked);
+    let near = json!({ "target": "db", "database": name, "against": against,
+        "tables": { "public.orders": { "matches_backup": true, "within": "10%" } } });
+    harness.run(COUNTS, near.clone()).await.unwrap();
+    assert_eq!(harness.preview(COUNTS, near, &World::default()).await.certainty, Certainty::Observed);
+    let none = json!({ "target": "db", "database": name, "against": { "storage": "backups", "path": "other.gz" } });
+    assert!(harness.run(COUNTS, none).await.unwrap_err().message.contains("no manifest"));
+}
+
+#[tokio::test]
 async fn rows_hidden_by_row_security_are_a_failure_not_a_count() {
     let names = Databases::new("rls");
     let name = names

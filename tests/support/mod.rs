@@ -4,6 +4,12 @@
 //! `LIFEBOAT_TEST_POSTGRES` names a superuser's URL; `just services-up` gives one.
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests say what went wrong by panicking"
+)]
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -223,9 +229,17 @@ impl Harness {
         }
     }
 
-    /// A step from its type's name and its parameters. Panics on parameters that don't parse or check.
+    /// A step from its type's name and its parameters. Panics on parameters that its schema,
+    /// its types or its check refuse.
+    #[allow(clippy::unused_self, reason = "reads as the other methods do")]
     pub fn step(&self, name: &str, params: Value) -> Arc<dyn Step> {
         let info = step::find(name).unwrap_or_else(|| panic!("no step type {name}"));
+        let mut generator = schemars::SchemaGenerator::default();
+        let mut schema = (info.schema)(&mut generator).to_value();
+        schema["$defs"] = generator.take_definitions(true).into();
+        if let Err(error) = jsonschema::validate(&schema, &params) {
+            panic!("the schema of {name} refuses {params}: {error}");
+        }
         let step = (info.parse)(params).unwrap_or_else(|error| panic!("{}: {}", error.pointer, error.message));
         let mut found = Findings::default();
         step.check(&mut found);

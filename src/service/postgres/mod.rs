@@ -205,7 +205,8 @@ fn shortened(text: &str) -> String {
     }
     let digest = Sha256::digest(text.as_bytes());
     let cut = text.floor_char_boundary(ROOM - 9);
-    format!("{}~{}", &text[..cut], digest[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+    let [a, b, c, d] = [digest[0], digest[1], digest[2], digest[3]];
+    format!("{}~{a:02x}{b:02x}{c:02x}{d:02x}", &text[..cut])
 }
 
 /// An identifier, quoted for SQL.

@@ -121,3 +121,78 @@ impl ServerCertVerifier for Lenient {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs::Permissions;
+    use std::os::unix::fs::{PermissionsExt, chown};
+
+    use nix::unistd::{User, geteuid};
+
+    use crate::failure::Failure;
+    use crate::secret::Redactor;
+    use crate::service::sandbox::Cluster;
+    use crate::service::tls_testing::Tls;
+    use crate::service::{PostgresSandbox, PostgresSettings, Services, Target};
+
+    /// Whether the session that a URL gives is encrypted.
+    async fn encrypted(url: &str) -> Result<bool, Failure> {
+        let settings: PostgresSettings = serde_json::from_value(serde_json::json!({ "url": url })).unwrap();
+        let targets = BTreeMap::from([("db".to_owned(), Target::Postgres(settings))]);
+        let session = Services::new(targets, Redactor::default()).postgres("db")?.connect(None).await?;
+        let row = session.row("ask", "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()", &[]).await?;
+        Ok(row.get(0))
+    }
+
+    #[tokio::test]
+    async fn certificates_are_verified_as_sslmode_says() {
+        let tls = Tls::new();
+        // The server's user must be able to reach its key, and nobody else.
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        for file in ["cert.pem", "key.pem", "ca.pem"] {
+            let copy = folder.path().join(file);
+            std::fs::copy(tls.file(file), &copy).unwrap();
+            std::fs::set_permissions(&copy, Permissions::from_mode(0o600)).unwrap();
+            if geteuid().is_root() {
+                let user =
+                    User::from_name("postgres").unwrap().or_else(|| User::from_name("nobody").unwrap()).unwrap();
+                chown(&copy, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+            }
+        }
+        let file = |name: &str| folder.path().join(name).display().to_string();
+        let settings = BTreeMap::from([
+            ("ssl".to_owned(), "on".to_owned()),
+            ("ssl_cert_file".to_owned(), file("cert.pem")),
+            ("ssl_key_file".to_owned(), file("key.pem")),
+        ]);
+        let cluster = Cluster::new(folder.path().join("cluster"));
+        cluster.up(&PostgresSandbox { settings, ..PostgresSandbox::default() }).await.unwrap();
+        let url = cluster.url().unwrap().expose().to_owned();
+        let at = |host: &str, parameters: &str| {
+            url.replace("127.0.0.1", host).replace("sslmode=disable", &format!("sslmode={parameters}"))
+        };
+        let ca = file("ca.pem");
+        let good = format!("verify-full&sslrootcert={ca}");
+        let answers = [
+            encrypted(&at("127.0.0.1", "disable")).await,
+            encrypted(&at("127.0.0.1", "prefer")).await,
+            encrypted(&at("localhost", &good)).await,
+            encrypted(&at("127.0.0.1", &format!("verify-ca&sslrootcert={ca}"))).await,
+            // The certificate names localhost, and its authority is no system's.
+            encrypted(&at("127.0.0.1", &good)).await,
+            encrypted(&at("127.0.0.1", &format!("require&sslrootcert={ca}"))).await,
+            encrypted(&at("localhost", "require")).await,
+            encrypted(&at("localhost", "verify-ca")).await,
+        ];
+        cluster.down().await.unwrap();
+        let [plain, preferred, full, authority, refused @ ..] = answers;
+        assert_eq!([plain, preferred, full, authority], [Ok(false), Ok(true), Ok(true), Ok(true)]);
+        for refused in refused {
+            let failure = refused.unwrap_err();
+            assert!(!failure.transient && failure.message.contains("certificate"), "{failure}");
+            assert!(failure.help.is_some_and(|help| help.contains("sslrootcert")));
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Values between SQL and JSON: rows as JSON, parameters as text that the server converts.
 
 use std::error::Error;
+use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use bytes::BytesMut;
@@ -116,7 +117,7 @@ fn decode(ty: &Type, raw: &[u8]) -> Decoded {
         Type::TIMESTAMPTZ => instant(i64::from_be_bytes(raw.try_into()?), true)?,
         Type::TIMESTAMP => instant(i64::from_be_bytes(raw.try_into()?), false)?,
         Type::DATE => date(i32::from_be_bytes(raw.try_into()?))?,
-        Type::TIME => time(i64::from_be_bytes(raw.try_into()?))?.into(),
+        Type::TIME => time(i64::from_be_bytes(raw.try_into()?)).into(),
         Type::INTERVAL => interval(raw)?,
         Type::UUID => uuid(raw)?,
         Type::BYTEA => format!("\\x{}", hex(raw)).into(),
@@ -172,13 +173,18 @@ fn numeric_text(raw: &[u8]) -> Result<String, Box<dyn Error + Sync + Send>> {
         .map(|at| Ok(u16::from_be_bytes(word(4 + at)?)))
         .collect::<Result<Vec<_>, Box<dyn Error + Sync + Send>>>()?;
     let digit = |at: i32| usize::try_from(at).ok().and_then(|at| digits.get(at)).copied().unwrap_or(0);
-    let mut whole: String = (0..=weight.max(-1)).map(|at| format!("{:04}", digit(at))).collect();
-    whole = whole.trim_start_matches('0').to_owned();
+    let groups_of = |from: i32, to: i32| {
+        (from..=to).fold(String::new(), |mut text, at| {
+            let _ = write!(text, "{:04}", digit(at));
+            text
+        })
+    };
+    let mut whole = groups_of(0, weight).trim_start_matches('0').to_owned();
     if whole.is_empty() {
         whole.push('0');
     }
     let groups = i32::try_from(scale.div_ceil(4))?;
-    let fraction: String = (1..=groups).map(|group| format!("{:04}", digit(weight + group))).collect();
+    let fraction = groups_of(weight + 1, weight + groups);
     let minus = if sign == 0x4000 { "-" } else { "" };
     Ok(if scale == 0 { format!("{minus}{whole}") } else { format!("{minus}{whole}.{}", &fraction[..scale]) })
 }
@@ -199,7 +205,7 @@ fn instant(micros: i64, with_zone: bool) -> Decoded {
     .into())
 }
 
-fn infinite<T: PartialEq>(value: T, low: T, high: T) -> Option<Value> {
+fn infinite<T: PartialEq + Copy>(value: T, low: T, high: T) -> Option<Value> {
     if value == low {
         Some("-infinity".into())
     } else if value == high {
@@ -217,11 +223,11 @@ fn date(days: i32) -> Decoded {
     Ok(jiff::Timestamp::from_microsecond(micros)?.to_zoned(jiff::tz::TimeZone::UTC).date().to_string().into())
 }
 
-fn time(micros: i64) -> Result<String, Box<dyn Error + Sync + Send>> {
+fn time(micros: i64) -> String {
     // 24:00:00 is a time in SQL.
     let (seconds, fraction) = (micros / 1_000_000, micros % 1_000_000);
     let clock = format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
-    Ok(if fraction == 0 { clock } else { format!("{clock}.{fraction:06}").trim_end_matches('0').to_owned() })
+    if fraction == 0 { clock } else { format!("{clock}.{fraction:06}").trim_end_matches('0').to_owned() }
 }
 
 /// An interval in ISO 8601's form, as `P1Y2M3DT4H5M6.5S`.
@@ -235,7 +241,7 @@ fn interval(raw: &[u8]) -> Decoded {
     let date = part(i64::from(months / 12), "Y") + &part(i64::from(months % 12), "M") + &part(i64::from(days), "D");
     let mut clock = part(minutes / 60, "H") + &part(minutes % 60, "M");
     if seconds != 0.0 {
-        clock += &format!("{seconds}S");
+        let _ = write!(clock, "{seconds}S");
     }
     Ok(match (date.is_empty(), clock.is_empty()) {
         (true, true) => "PT0S".into(),
@@ -253,7 +259,6 @@ fn uuid(raw: &[u8]) -> Decoded {
 }
 
 fn hex(raw: &[u8]) -> String {
-    use std::fmt::Write as _;
     raw.iter().fold(String::with_capacity(raw.len() * 2), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text

@@ -203,7 +203,7 @@ impl CreateDatabase {
             let sql = "SELECT pg_has_role(oid, 'USAGE') FROM pg_catalog.pg_roles WHERE rolname = $1";
             match session.maybe_row("look for the owner", sql, &[owner]).await?.map(|row| row.get::<_, bool>(0)) {
                 None => {
-                    preview = preview.blocked(format!("there is no role {owner}"), "create it first".to_owned())
+                    preview = preview.blocked(format!("there is no role {owner}"), "create it first".to_owned());
                 }
                 Some(false) => {
                     preview = preview.blocked(
