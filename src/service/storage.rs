@@ -210,10 +210,13 @@ impl Storage {
     /// # Errors
     /// When the storage can't be asked, or has no such object.
     pub async fn object(&self, path: &str) -> Result<Object, Failure> {
-        self.stat(path).await?.ok_or_else(|| {
-            Failure::permanent(format!("the storage `{}` has no object `{path}`", self.target))
-                .help("list what is there and name one of those, or take a backup first")
-        })
+        self.stat(path).await?.ok_or_else(|| self.missing(path))
+    }
+
+    /// What to say of an object that is not there.
+    pub fn missing(&self, path: &str) -> Failure {
+        Failure::permanent(format!("the storage `{}` has no object `{path}`", self.target))
+            .help("list what is there and name one of those, or take a backup first")
     }
 
     /// Every object whose path begins with `prefix`, by path. Files that are being

@@ -1,0 +1,213 @@
+//! Loads a proven dump into a database: plain SQL through `psql`, archives through `pg_restore`.
+//!
+//! The object is read a second time here. Its checksum must come out the same before the
+//! transaction may end: what is committed is what was proven.
+
+use std::path::Path;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
+
+use super::manifest::Format;
+use super::proof::{Proof, Watch, ended_well, feed};
+use super::source::{PIECE, Source};
+use super::survey::{PlainReader, Rules};
+use crate::failure::Failure;
+use crate::secret::Redactor;
+use crate::service::postgres::tool::Version;
+use crate::service::process::{Command, Process};
+use crate::service::storage::Storage;
+
+/// What a load is made with.
+pub struct Loader<'a> {
+    /// Where the dump is.
+    pub storage: &'a Storage,
+    /// What was proven of it.
+    pub proof: &'a Proof,
+    /// Triggered when it must stop.
+    pub cancel: &'a CancellationToken,
+    /// Masks secrets in what the programs say.
+    pub redactor: &'a Redactor,
+    /// Told how far it is.
+    pub watch: Watch<'a>,
+}
+
+impl std::fmt::Debug for Loader<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Loader({})", self.proof.object.path)
+    }
+}
+
+impl Loader<'_> {
+    /// Loads a plain dump in one transaction: all of it, or nothing.
+    ///
+    /// # Errors
+    /// The server's own words with the dump's line, or that the dump changed meanwhile.
+    pub async fn plain(&self, psql: Command, rules: Rules) -> Result<(), Failure> {
+        let mut source = self.open().await?;
+        let command = psql
+            .args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction"])
+            .args(["--output=/dev/null", "--file=-"]);
+        let mut process = command.start(true, self.redactor)?;
+        // From here on dropping the process kills it before its input is closed: `psql`
+        // takes the end of its input for the end of the dump, and commits.
+        let fed = self.feed_psql(&mut source, &mut process, rules).await?;
+        if fed == Fed::Whole {
+            self.unchanged(&source)?;
+        }
+        let finished = process.wait(self.cancel).await?;
+        ended_well("psql", &finished, self.redactor).map_err(by_line)?;
+        if fed == Fed::Refused {
+            return Err(Failure::permanent("psql ended before it had read the whole dump, without a word"));
+        }
+        Ok(())
+    }
+
+    async fn feed_psql(&self, source: &mut Source, process: &mut Process, rules: Rules) -> Result<Fed, Failure> {
+        let mut reader = PlainReader::new(rules);
+        let mut buffer = vec![0; PIECE];
+        let mut sql = Vec::with_capacity(2 * PIECE);
+        loop {
+            let read = source.read(&mut buffer).await?;
+            if read == 0 {
+                break;
+            }
+            sql.clear();
+            reader.push(&buffer[..read], Some(&mut sql))?;
+            let Some(stdin) = &mut process.stdin else { return Ok(Fed::Refused) };
+            let written = tokio::select! {
+                written = stdin.write_all(&sql) => written,
+                () = self.cancel.cancelled() => return Err(self.cancelled()),
+            };
+            // It stopped at an error and says so itself.
+            if written.is_err() {
+                return Ok(Fed::Refused);
+            }
+            (self.watch)(source.checksum.bytes(), reader.table());
+        }
+        source.read_to_end().await?;
+        reader.finish()?;
+        Ok(Fed::Whole)
+    }
+
+    /// Loads an archive. With more than one job it is read from a file: its own, or a copy
+    /// in the temporary folder.
+    ///
+    /// # Errors
+    /// `pg_restore`'s own words, or that the dump changed meanwhile.
+    pub async fn archive(&self, pg_restore: Command, jobs: u32) -> Result<(), Failure> {
+        let mut source = self.open().await?;
+        let command = pg_restore.arg("--exit-on-error");
+        if jobs <= 1 && source.format == Format::Custom {
+            let mut process = command.start(true, self.redactor)?;
+            let drained = drain(&mut process);
+            let (fed, ()) = tokio::join!(feed(&mut source, &mut process, self.watch), drained);
+            fed?;
+            let finished = process.wait(self.cancel).await?;
+            ended_well("pg_restore", &finished, self.redactor)?;
+            source.read_to_end().await?;
+            return self.unchanged(&source);
+        }
+        let copy = match (&source.local, source.format) {
+            (Some(_), _) | (_, Format::Directory) => None,
+            (None, _) => Some(self.copy(&mut source).await?),
+        };
+        let file = copy.as_ref().map(tempfile::NamedTempFile::path).or(source.local.as_deref());
+        let file =
+            file.ok_or_else(|| Failure::permanent("the archive is in no file that pg_restore could read"))?;
+        let command = command.arg(format!("--jobs={}", jobs.max(1))).arg(file);
+        let mut process = command.start(false, self.redactor)?;
+        drain(&mut process).await;
+        let finished = process.wait(self.cancel).await?;
+        ended_well("pg_restore", &finished, self.redactor)
+    }
+
+    /// Several jobs need to seek.
+    async fn copy(&self, source: &mut Source) -> Result<tempfile::NamedTempFile, Failure> {
+        let folder = std::env::temp_dir();
+        let failed = |error: &std::io::Error| copy_failed(&folder, error);
+        let copy = tempfile::Builder::new().prefix("lifeboat-").tempfile().map_err(|error| failed(&error))?;
+        let mut file = tokio::fs::File::from_std(copy.reopen().map_err(|error| failed(&error))?);
+        let mut buffer = vec![0; PIECE];
+        loop {
+            let read = source.read(&mut buffer).await?;
+            if read == 0 {
+                break;
+            }
+            file.write_all(&buffer[..read]).await.map_err(|error| failed(&error))?;
+            (self.watch)(source.checksum.bytes(), Some("copied to the temporary folder"));
+        }
+        file.flush().await.map_err(|error| failed(&error))?;
+        source.read_to_end().await?;
+        self.unchanged(source)?;
+        Ok(copy)
+    }
+
+    async fn open(&self) -> Result<Source, Failure> {
+        Source::open(self.storage, &self.proof.object.path, self.cancel).await
+    }
+
+    fn unchanged(&self, source: &Source) -> Result<(), Failure> {
+        match &self.proof.sha256 {
+            Some(proven) if *proven != source.checksum.hex() => Err(Failure::permanent(format!(
+                "`{}` in the storage `{}` changed while it was restored",
+                self.proof.object.path,
+                self.storage.target()
+            ))
+            .help("something writes that object; restore one that stays as it is")),
+            _ => Ok(()),
+        }
+    }
+
+    fn cancelled(&self) -> Failure {
+        Failure::transient(format!("restore `{}`: cancelled", self.proof.object.path))
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fed {
+    /// All of it was taken.
+    Whole,
+    /// The program stopped reading.
+    Refused,
+}
+
+/// A program that is talked to by its input may still write: nobody wants it, but it must not wait.
+fn drain(process: &mut Process) -> impl Future<Output = ()> + Send + use<> {
+    let stdout = process.stdout.take();
+    async move {
+        let Some(mut stdout) = stdout else { return };
+        let mut buffer = [0; 4096];
+        while let Ok(1..) = stdout.read(&mut buffer).await {}
+    }
+}
+
+fn copy_failed(folder: &Path, error: &std::io::Error) -> Failure {
+    Failure::permanent(format!("copy the archive to {}: {error}", folder.display()))
+        .help("make room there, point TMPDIR elsewhere, or leave `jobs` out: one job needs no copy")
+}
+
+/// `psql:<stdin>:12: ERROR:  …` in words for people.
+fn by_line(failure: Failure) -> Failure {
+    let message = failure.message.replace("psql:<stdin>:", "line ").replace("psql ended with exit code 3: ", "");
+    Failure { message, ..failure }
+}
+
+/// Whether a `psql` knows `\restrict`, which newer dumps begin with.
+pub fn knows_restrict(psql: Version) -> bool {
+    let first_minor = match psql.major {
+        ..13 => return false,
+        13 => 22,
+        14 => 19,
+        15 => 14,
+        16 => 10,
+        17 => 6,
+        18.. => return true,
+    };
+    psql.minor >= first_minor
+}
+
+/// A database as `--dbname` takes it: a plain name could be read as a connection string.
+pub fn conninfo(database: &str) -> String {
+    format!("dbname='{}'", database.replace('\\', "\\\\").replace('\'', "\\'"))
+}

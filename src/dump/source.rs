@@ -1,0 +1,169 @@
+//! A dump in a storage, opened: its format and compression told from its first bytes,
+//! its checksum made while it is read.
+
+use std::path::PathBuf;
+
+use tokio::io::{AsyncReadExt, BufReader};
+use tokio_util::sync::CancellationToken;
+
+use super::archive::{HEADER, Header, MAGIC};
+use super::compression::{Compression, Reader, decompress, peek};
+use super::manifest::Format;
+use super::tap::{Checksum, from_reader};
+use crate::failure::Failure;
+use crate::service::storage::{Object, Storage};
+
+/// How much is read at once.
+pub const PIECE: usize = 256 << 10;
+
+/// A dump, ready to be read from its start.
+pub struct Source {
+    storage: Storage,
+    /// What the storage says of it. A folder's size is that of its files.
+    pub object: Object,
+    /// Its format.
+    pub format: Format,
+    /// Its compression, apart from what an archive does inside.
+    pub compression: Compression,
+    /// An archive's header.
+    pub header: Option<Header>,
+    /// Where its files are: of a folder always, of an uncompressed object on a disk as well.
+    pub local: Option<PathBuf>,
+    /// The checksum of the object's bytes that were read so far.
+    pub checksum: Checksum,
+    reader: Option<Reader>,
+    cancel: CancellationToken,
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Source({}, {}, {})", self.object.path, self.format.as_str(), self.compression.as_str())
+    }
+}
+
+impl Source {
+    /// Opens the dump at `path`.
+    ///
+    /// # Errors
+    /// When it can't be read, or is plainly no dump that can be restored.
+    pub async fn open(storage: &Storage, path: &str, cancel: &CancellationToken) -> Result<Self, Failure> {
+        let Some(mut object) = storage.stat(path).await? else {
+            if storage.stat(&format!("{path}/toc.dat")).await?.is_some() {
+                return Err(Failure::permanent(format!(
+                    "`{path}` in the storage `{}` is a directory archive in a bucket",
+                    storage.target()
+                ))
+                .help("copy its files to a folder and restore it from a storage of scheme `fs`"));
+            }
+            return Err(storage.missing(path));
+        };
+        let local = storage.local_path(path)?;
+        if object.folder {
+            let toc = storage.read_small(&format!("{path}/toc.dat"), 1 << 30).await?;
+            let header = toc.as_deref().and_then(Header::parse).ok_or_else(|| {
+                Failure::permanent(format!(
+                    "the folder `{path}` in the storage `{}` is no archive of pg_dump's",
+                    storage.target()
+                ))
+                .help("a directory archive holds `toc.dat`; name the archive's own folder")
+            })?;
+            object.bytes = storage.list(&format!("{path}/")).await?.iter().map(|file| file.bytes).sum();
+            return Ok(Self {
+                storage: storage.clone(),
+                object,
+                format: Format::Directory,
+                compression: Compression::None,
+                header: Some(header),
+                local,
+                checksum: Checksum::default(),
+                reader: None,
+                cancel: cancel.clone(),
+            });
+        }
+        if object.bytes == 0 {
+            return Err(Failure::permanent(format!("`{path}` in the storage `{}` is empty", storage.target()))
+                .help("whatever wrote it failed; restore another backup"));
+        }
+        let checksum = Checksum::default();
+        let raw = BufReader::with_capacity(PIECE, checksum.tap(storage.read(path).await?));
+        let opened = async {
+            let (compression, reader) = decompress(raw).await?;
+            let (beginning, reader) = peek(reader, HEADER).await?;
+            std::io::Result::Ok((compression, beginning, reader))
+        };
+        let (compression, beginning, reader) = opened.await.map_err(|error| broken(storage, path, None, &error))?;
+        if beginning.is_empty() {
+            return Err(Failure::permanent(format!(
+                "`{path}` in the storage `{}` holds nothing",
+                storage.target()
+            ))
+            .help("it is what a failed pg_dump leaves behind a compressor; restore another backup"));
+        }
+        let header = Header::parse(&beginning);
+        let format = if beginning.starts_with(MAGIC) { Format::Custom } else { Format::Plain };
+        if format == Format::Plain && beginning.starts_with(b"toc.dat\0") {
+            return Err(Failure::permanent(format!("`{path}` is a tar archive"))
+                .help("unpack it into a folder of a storage of scheme `fs` and restore that folder"));
+        }
+        Ok(Self {
+            storage: storage.clone(),
+            object,
+            format,
+            compression,
+            header,
+            local: local.filter(|_| compression == Compression::None),
+            checksum,
+            reader: Some(Box::new(reader)),
+            cancel: cancel.clone(),
+        })
+    }
+
+    /// Reads on into `buffer`: how much there was, 0 at the end.
+    ///
+    /// # Errors
+    /// When it can't be read, is damaged, or `cancel` was triggered.
+    pub async fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Failure> {
+        let Some(reader) = &mut self.reader else { return Ok(0) };
+        tokio::select! {
+            read = reader.read(buffer) => read.map_err(|error| {
+                broken(&self.storage, &self.object.path, Some(self.compression), &error)
+            }),
+            () = self.cancel.cancelled() => {
+                Err(Failure::transient(format!("read `{}`: cancelled", self.object.path)))
+            }
+        }
+    }
+
+    /// Reads what is left, to the end, so that the checksum is the whole object's.
+    ///
+    /// # Errors
+    /// As [`Source::read`], and when the object is shorter or longer than the storage says.
+    pub async fn read_to_end(&mut self) -> Result<(), Failure> {
+        let mut buffer = vec![0; PIECE];
+        while self.read(&mut buffer).await? > 0 {}
+        let read = self.checksum.bytes();
+        if self.format != Format::Directory && read != self.object.bytes {
+            let path = &self.object.path;
+            return Err(Failure::transient(format!("read `{path}`: {read} bytes came, of {}", self.object.bytes)));
+        }
+        Ok(())
+    }
+}
+
+/// What an error from reading means.
+pub fn broken(storage: &Storage, path: &str, compression: Option<Compression>, error: &std::io::Error) -> Failure {
+    if let Some(failure) = from_reader(error) {
+        return failure.clone();
+    }
+    let of_storage = error.get_ref().is_some_and(|inner| inner.downcast_ref::<opendal::Error>().is_some());
+    if of_storage || compression == Some(Compression::None) {
+        return storage.read_failure(error, path);
+    }
+    let stream = compression.map_or("compressed", Compression::as_str);
+    let help = "it was damaged while it was written or copied; restore another backup";
+    if error.kind() == std::io::ErrorKind::UnexpectedEof {
+        return Failure::permanent(format!("`{path}` is not whole: its {stream} stream stops before its end"))
+            .help(help);
+    }
+    Failure::permanent(format!("`{path}` is damaged: its {stream} stream: {error}")).help(help)
+}
