@@ -27,6 +27,8 @@ pub struct Source {
     pub compression: Compression,
     /// An archive's header.
     pub header: Option<Header>,
+    /// Whether plain text begins as pg_dump's does.
+    pub looks_like_dump: bool,
     /// Where its files are: of a folder always, of an uncompressed object on a disk as well.
     pub local: Option<PathBuf>,
     /// The checksum of the object's bytes that were read so far.
@@ -74,6 +76,7 @@ impl Source {
                 format: Format::Directory,
                 compression: Compression::None,
                 header: Some(header),
+                looks_like_dump: true,
                 local,
                 checksum: Checksum::default(),
                 reader: None,
@@ -111,7 +114,30 @@ impl Source {
             format,
             compression,
             header,
+            looks_like_dump: format == Format::Custom || contains(&beginning, b"-- PostgreSQL database dump"),
             local: local.filter(|_| compression == Compression::None),
+            checksum,
+            reader: Some(Box::new(reader)),
+            cancel: cancel.clone(),
+        })
+    }
+
+    /// Opens any object to be read as it lies there, nothing told from its content.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub async fn raw(storage: &Storage, path: &str, cancel: &CancellationToken) -> Result<Self, Failure> {
+        let object = storage.object(path).await?;
+        let checksum = Checksum::default();
+        let reader = checksum.tap(storage.read(path).await?);
+        Ok(Self {
+            storage: storage.clone(),
+            object,
+            format: Format::Plain,
+            compression: Compression::None,
+            header: None,
+            looks_like_dump: false,
+            local: None,
             checksum,
             reader: Some(Box::new(reader)),
             cancel: cancel.clone(),
@@ -166,4 +192,8 @@ pub fn broken(storage: &Storage, path: &str, compression: Option<Compression>, e
             .help(help);
     }
     Failure::permanent(format!("`{path}` is damaged: its {stream} stream: {error}")).help(help)
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
 }

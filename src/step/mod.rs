@@ -19,6 +19,7 @@ pub mod effect;
 pub mod http;
 pub mod people;
 pub mod postgres;
+pub mod storage;
 #[cfg(test)]
 mod testing;
 pub mod world;
@@ -225,6 +226,10 @@ step_types! {
     container::stop::Stop,
     container::start::Start,
     container::restart::Restart,
+    storage::find::Find,
+    storage::verify::Verify,
+    storage::copy::Copy,
+    storage::prune::Prune,
     http::check::Check,
     http::notify::Notify,
     people::manual::Manual,

@@ -1,0 +1,275 @@
+//! `storage.prune`: removes old backups, never the newest good one.
+//!
+//! Time is counted back from the newest backup, not from this machine's clock: when the
+//! backups stop, or a clock is wrong, nothing is removed that should have been kept.
+
+use std::collections::BTreeSet;
+
+use async_trait::async_trait;
+use jiff::ToSpan;
+use jiff::tz::TimeZone;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::backups::{Backup, Listing};
+use super::check_object_path;
+use crate::dump::manifest::Format;
+use crate::dump::proof::prove;
+use crate::dump::source::Source;
+use crate::failure::Failure;
+use crate::record::event::{Progress, ProgressUnit};
+use crate::service::Services;
+use crate::service::postgres::tool;
+use crate::service::process::Command;
+use crate::service::storage::Storage;
+use crate::step::effect::{Access, Effect, Resource};
+use crate::step::{
+    Action, AfterKill, Certainty, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind,
+    output,
+};
+use crate::units::Size;
+
+/// Removes old backups. What `keep` names stays, and the newest good backup always does.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Prune {
+    /// The storage.
+    #[schemars(extend("x-target" = "storage"))]
+    target: String,
+    /// What the backups' paths begin with.
+    #[schemars(length(min = 1))]
+    prefix: String,
+    /// What stays; a backup that any of these names does.
+    keep: Keep,
+}
+
+/// What stays.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Keep {
+    /// So many of the newest.
+    #[schemars(range(min = 1))]
+    last: Option<u32>,
+    /// All that are at most so many days older than the newest.
+    #[schemars(range(min = 1))]
+    days: Option<u32>,
+    /// The newest of each of the last so many weeks.
+    #[schemars(range(min = 1))]
+    weekly: Option<u32>,
+    /// The newest of each of the last so many months.
+    #[schemars(range(min = 1))]
+    monthly: Option<u32>,
+}
+
+impl StepType for Prune {
+    const NAME: &'static str = "storage.prune";
+    const SUMMARY: &'static str = "Removes old backups, never the newest good one.";
+
+    fn outputs() -> Vec<Output> {
+        vec![
+            output("removed", ValueKind::List, "The paths of the backups that were removed."),
+            output("kept", ValueKind::List, "The paths of those that were kept."),
+        ]
+    }
+}
+
+#[async_trait]
+impl Step for Prune {
+    fn effects(&self) -> Vec<Effect> {
+        vec![Effect::new(Access::Destroy, Resource::object(&self.target, &format!("{}*", self.prefix)))]
+    }
+
+    fn check(&self, found: &mut Findings) {
+        if self.prefix.is_empty() {
+            found.add(
+                "/prefix",
+                "an empty prefix would prune the whole storage",
+                Some("name what the backups' paths begin with".to_owned()),
+            );
+        } else {
+            check_object_path(found, "/prefix", self.prefix.strip_suffix('/').unwrap_or(&self.prefix));
+        }
+        let Keep { last, days, weekly, monthly } = self.keep;
+        if [last, days, weekly, monthly].into_iter().flatten().next().is_none() {
+            found.add(
+                "/keep",
+                "it names nothing to keep",
+                Some("write `keep: { last: 7 }`, or `days`, `weekly`, `monthly`".to_owned()),
+            );
+        }
+        for (name, value) in [("last", last), ("days", days), ("weekly", weekly), ("monthly", monthly)] {
+            if value == Some(0) {
+                found.add(
+                    format!("/keep/{name}"),
+                    format!("`{name}: 0` keeps nothing"),
+                    Some("leave it out".to_owned()),
+                );
+            }
+        }
+    }
+
+    async fn preview(&self, cx: &PreviewCx<'_>) -> Preview {
+        let summary = format!("remove old backups {}* from {}", self.prefix, self.target);
+        let Some(services) = cx.services else { return Preview::from_effects(&self.effects(), summary) };
+        if cx.is_unknown("/prefix") || cx.is_unknown("/keep") {
+            return Preview::from_effects(&self.effects(), summary);
+        }
+        let listing = match self.listing(services).await {
+            Ok((_, listing)) => listing,
+            Err(failure) => return Preview::failed(failure),
+        };
+        let (removed, kept) = self.divide(&listing);
+        let certainty = match cx.world.touching(&Resource::object(&self.target, &format!("{}*", self.prefix))) {
+            Some(_) => Certainty::Assumed,
+            None => Certainty::Observed,
+        };
+        if removed.is_empty() {
+            return Preview::new(Action::None, certainty, format!("{summary}: none, {} stay", kept.len()));
+        }
+        let bytes = removed.iter().map(|backup| backup.bytes).sum();
+        let paths: Vec<_> = removed.iter().map(|backup| backup.path.as_str()).collect();
+        let summary = format!(
+            "{summary}: {} of {} ({}): {}",
+            removed.len(),
+            removed.len() + kept.len(),
+            Size(bytes),
+            paths.join(", ")
+        );
+        Preview::new(Action::Destroy, certainty, summary)
+    }
+
+    async fn run(&self, cx: &RunCx) -> Result<Done, Failure> {
+        tokio::select! {
+            done = self.prune(cx) => done,
+            () = cx.cancel.cancelled() => Err(Failure::transient(format!("prune {}*: cancelled", self.prefix))),
+        }
+    }
+
+    async fn after_kill(&self, _cx: &RunCx) -> Result<AfterKill, Failure> {
+        Ok(AfterKill::RunAgain { why: "what is removed is gone, the rest is judged anew".to_owned() })
+    }
+}
+
+impl Prune {
+    async fn listing(&self, services: &Services) -> Result<(Storage, Listing), Failure> {
+        let storage = services.storage(&self.target)?;
+        let listing = Listing::of(&storage, &self.prefix).await?;
+        Ok((storage, listing))
+    }
+
+    async fn prune(&self, cx: &RunCx) -> Result<Done, Failure> {
+        let (storage, listing) = self.listing(&cx.services).await?;
+        let (removed, mut kept) = self.divide(&listing);
+        let mut removed: Vec<&Backup> = removed;
+        if !removed.is_empty() {
+            let good = self.newest_good(cx, &storage, &listing).await?;
+            // Whatever is not older than the newest good one is not replaced by it.
+            let (older, spared): (Vec<_>, Vec<_>) =
+                removed.into_iter().partition(|backup| backup.taken_at < good.taken_at);
+            removed = older;
+            kept.extend(spared);
+        }
+        let names = |backups: &[&Backup]| backups.iter().map(|backup| backup.path.clone()).collect::<Vec<_>>();
+        cx.log(&format!("remove: {}\nkeep: {}\n", names(&removed).join(", "), names(&kept).join(", ")));
+        for (at, backup) in removed.iter().enumerate() {
+            cx.progress(Progress {
+                done: at as u64,
+                total: Some(removed.len() as u64),
+                unit: ProgressUnit::Items,
+                message: Some(backup.path.clone()),
+            });
+            for object in &backup.objects {
+                storage.delete(object).await?;
+            }
+        }
+        for orphan in &listing.orphans {
+            storage.delete(orphan).await?;
+        }
+        let bytes = removed.iter().map(|backup| backup.bytes).sum();
+        Ok(Done::new(format!("{} removed ({}), {} kept", removed.len(), Size(bytes), kept.len()))
+            .output("removed", names(&removed))
+            .output("kept", names(&kept)))
+    }
+
+    /// The newest backup that is proven good by reading it whole.
+    async fn newest_good<'a>(
+        &self,
+        cx: &RunCx,
+        storage: &Storage,
+        listing: &'a Listing,
+    ) -> Result<&'a Backup, Failure> {
+        let mut flaws = vec![];
+        for backup in listing.backups.iter().filter(|backup| backup.flaw.is_none()) {
+            let watch = |done: u64, _: Option<&str>| {
+                cx.progress(Progress {
+                    done,
+                    total: Some(backup.bytes),
+                    unit: ProgressUnit::Bytes,
+                    message: Some(format!("reading {}, the newest", backup.path)),
+                });
+            };
+            let source = Source::open(storage, &backup.path, &cx.cancel).await;
+            let archive = matches!(&source, Ok(source) if source.format != Format::Plain);
+            let pg_restore = if archive {
+                let tool = tool::find("pg_restore", None, 0).await?;
+                Some(Command::new(tool.path.to_string_lossy()))
+            } else {
+                None
+            };
+            match prove(storage, &backup.path, pg_restore.as_ref(), &cx.redactor, &cx.cancel, &watch).await {
+                Ok(_) => return Ok(backup),
+                Err(failure) if failure.transient => return Err(failure),
+                Err(failure) => {
+                    cx.log(&format!("{} is not good: {failure}\n", backup.path));
+                    flaws.push(format!("{}: {failure}", backup.path));
+                }
+            }
+        }
+        flaws.truncate(3);
+        Err(Failure::permanent(format!(
+            "no backup {}* is good, so none is removed ({})",
+            self.prefix,
+            flaws.join("; ")
+        ))
+        .help("take a good backup first"))
+    }
+
+    /// What goes and what stays, from the outside.
+    fn divide<'a>(&self, listing: &'a Listing) -> (Vec<&'a Backup>, Vec<&'a Backup>) {
+        let whole: Vec<&Backup> = listing.backups.iter().filter(|backup| backup.flaw.is_none()).collect();
+        let Some(newest) = whole.first() else { return (vec![], listing.backups.iter().collect()) };
+        let mut keep: BTreeSet<&str> = BTreeSet::from([newest.path.as_str()]);
+        keep.extend(whole.iter().take(self.keep.last.unwrap_or(0) as usize).map(|backup| backup.path.as_str()));
+        if let Some(days) = self.keep.days
+            && let Ok(since) = newest.taken_at.checked_sub((24 * i64::from(days)).hours())
+        {
+            keep.extend(whole.iter().filter(|backup| backup.taken_at >= since).map(|backup| backup.path.as_str()));
+        }
+        let date = |backup: &Backup| backup.taken_at.to_zoned(TimeZone::UTC).date();
+        let week = |backup: &Backup| {
+            let week = date(backup).iso_week_date();
+            (week.year(), week.week())
+        };
+        let month = |backup: &Backup| (date(backup).year(), date(backup).month());
+        keep.extend(newest_of_each(&whole, self.keep.weekly, week));
+        keep.extend(newest_of_each(&whole, self.keep.monthly, month));
+        // What is flawed and newer than the newest whole one may be a backup that is being written.
+        listing
+            .backups
+            .iter()
+            .partition(|backup| !keep.contains(backup.path.as_str()) && backup.taken_at < newest.taken_at)
+    }
+}
+
+fn newest_of_each<'a>(
+    whole: &[&'a Backup],
+    count: Option<u32>,
+    period: impl Fn(&Backup) -> (i16, i8),
+) -> Vec<&'a str> {
+    let mut seen = BTreeSet::new();
+    whole
+        .iter()
+        .filter(|backup| seen.len() < count.unwrap_or(0) as usize && seen.insert(period(backup)))
+        .map(|backup| backup.path.as_str())
+        .collect()
+}
