@@ -35,7 +35,7 @@ impl Table {
         // A table's own rows without those of its heirs, as COPY dumps them.
         let only = if self.partitioned { "" } else { "ONLY " };
         let sql = format!("SELECT count(*) FROM {only}{}.{}", ident(&self.schema), ident(&self.name));
-        let row = session.row(format_args!("count the rows of {}", self.key()), &sql, &[]).await?;
+        let row = session.row(format!("count the rows of {}", self.key()), &sql, &[]).await?;
         Ok(row.get::<_, i64>(0).unsigned_abs())
     }
 }

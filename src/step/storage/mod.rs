@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::Findings;
 use crate::failure::Failure;
-use crate::service::storage::check_path;
+use crate::service::storage::{Storage, check_path};
 
 mod backups;
 pub mod copy;
@@ -22,6 +22,16 @@ pub struct Place {
     pub storage: String,
     /// The object's path below the storage's root.
     pub path: String,
+}
+
+/// When the dump at `path`, which has no manifest, was taken: by the time in its name, else
+/// by when it was written.
+///
+/// # Errors
+/// When the storage can't be asked.
+pub(super) async fn taken_at(storage: &Storage, path: &str) -> Result<Option<jiff::Timestamp>, Failure> {
+    let modified = storage.object(path).await?.modified;
+    Ok(backups::named_time(path, modified).map(|(from, _)| from).or(modified))
 }
 
 /// Adds what is wrong with a path, unless it is known only in the run.

@@ -13,14 +13,10 @@ use serde::Deserialize;
 
 use super::backups::{Backup, Listing};
 use super::check_object_path;
-use crate::dump::manifest::Format;
-use crate::dump::proof::prove;
-use crate::dump::source::Source;
+use super::verify::read_through;
 use crate::failure::Failure;
 use crate::record::event::{Progress, ProgressUnit};
 use crate::service::Services;
-use crate::service::postgres::tool;
-use crate::service::process::Command;
 use crate::service::storage::Storage;
 use crate::step::effect::{Access, Effect, Resource};
 use crate::step::{
@@ -208,15 +204,7 @@ impl Prune {
                     message: Some(format!("reading {}, the newest", backup.path)),
                 });
             };
-            let source = Source::open(storage, &backup.path, &cx.cancel).await;
-            let archive = matches!(&source, Ok(source) if source.format != Format::Plain);
-            let pg_restore = if archive {
-                let tool = tool::find("pg_restore", None, 0).await?;
-                Some(Command::new(tool.path.to_string_lossy()))
-            } else {
-                None
-            };
-            match prove(storage, &backup.path, pg_restore.as_ref(), &cx.redactor, &cx.cancel, &watch).await {
+            match read_through(storage, &backup.path, &cx.services, &watch).await {
                 Ok(_) => return Ok(backup),
                 Err(failure) if failure.transient => return Err(failure),
                 Err(failure) => {

@@ -8,6 +8,7 @@ use super::check_object_path;
 use crate::dump::manifest::{Format, Manifest};
 use crate::dump::proof::{Watch, prove};
 use crate::dump::source::{PIECE, Source};
+use crate::dump::survey::Survey;
 use crate::failure::Failure;
 use crate::record::event::{Progress, ProgressUnit};
 use crate::service::Services;
@@ -110,58 +111,72 @@ impl Verify {
 
     async fn verify(&self, services: &Services, watch: Watch<'_>) -> Result<(Done, String), Failure> {
         let storage = services.storage(&self.target)?;
-        if self.readable
-            && let Some(verified) = self.verify_dump(&storage, services, watch).await?
-        {
-            return Ok(verified);
-        }
-        let mut source = if self.readable {
-            Source::open(&storage, &self.path, services.cancel()).await?
+        let read = if self.readable {
+            read_through(&storage, &self.path, services, watch).await?
         } else {
-            Source::raw(&storage, &self.path, services.cancel()).await?
+            let mut source = Source::raw(&storage, &self.path, services.cancel()).await?;
+            drain(&mut source, watch).await?;
+            Read { bytes: source.object.bytes, sha256: source.checksum.hex(), survey: None }
         };
-        let mut buffer = vec![0; PIECE];
-        while source.read(&mut buffer).await? > 0 {
-            watch(source.checksum.bytes(), None);
-        }
-        source.read_to_end().await?;
-        let (bytes, sha256) = (source.object.bytes, source.checksum.hex());
         let manifest = if self.checksum { Manifest::load(&storage, &self.path).await? } else { None };
         if let Some(manifest) = &manifest {
-            manifest.check(&self.path, bytes, &sha256)?;
+            manifest.check(&self.path, read.bytes, &read.sha256)?;
         }
-        let by = if manifest.is_some() { "as its manifest says" } else { "read to its end" };
-        let done = Done::new(format!("{}: {}, {by}", self.path, Size(bytes)));
-        Ok((done.output("bytes", bytes).output("sha256", sha256), String::new()))
+        let mut summary = format!("{}: {}", self.path, Size(read.bytes));
+        let mut listing = String::new();
+        if let Some(survey) = &read.survey {
+            let (tables, rows) = (survey.rows.len(), survey.rows.values().sum::<u64>());
+            summary = format!("{summary}, a whole dump with {tables} tables and {rows} rows");
+            listing = survey.rows.iter().map(|(table, rows)| format!("{table}\t{rows} rows\n")).collect();
+        }
+        if manifest.is_some() {
+            summary = format!("{summary}, as its manifest says");
+        }
+        Ok((Done::new(summary).output("bytes", read.bytes).output("sha256", read.sha256), listing))
     }
+}
 
-    /// Proves a dump; `None` when the object is none.
-    async fn verify_dump(
-        &self,
-        storage: &Storage,
-        services: &Services,
-        watch: Watch<'_>,
-    ) -> Result<Option<(Done, String)>, Failure> {
-        let source = Source::open(storage, &self.path, services.cancel()).await?;
-        let pg_restore = match source.format {
-            Format::Plain if !source.looks_like_dump => return Ok(None),
-            Format::Plain => None,
-            Format::Custom | Format::Directory => {
-                let tool = tool::find("pg_restore", None, 0).await?;
-                Some(Command::new(tool.path.to_string_lossy()))
-            }
-        };
-        drop(source);
-        let proof =
-            prove(storage, &self.path, pg_restore.as_ref(), services.redactor(), services.cancel(), watch).await?;
-        let (tables, rows) = (proof.survey.rows.len(), proof.survey.rows.values().sum::<u64>());
-        let by = if proof.manifest.is_some() { ", as its manifest says" } else { "" };
-        let summary =
-            format!("{}: a whole dump, {}, {tables} tables, {rows} rows{by}", self.path, Size(proof.object.bytes));
-        let listing = proof.survey.rows.iter().map(|(table, rows)| format!("{table}\t{rows} rows\n")).collect();
-        let done = Done::new(summary)
-            .output("bytes", proof.object.bytes)
-            .output("sha256", proof.sha256.clone().unwrap_or_default());
-        Ok(Some((done, listing)))
+/// An object that was read to its end.
+pub(super) struct Read {
+    /// Its size.
+    pub bytes: u64,
+    /// Its checksum; empty for a folder.
+    pub sha256: String,
+    /// What it holds, if it is a dump: a whole one.
+    pub survey: Option<Survey>,
+}
+
+/// Reads an object to its end, decompressed; a dump must be whole and as its manifest says.
+pub(super) async fn read_through(
+    storage: &Storage,
+    path: &str,
+    services: &Services,
+    watch: Watch<'_>,
+) -> Result<Read, Failure> {
+    let mut source = Source::open(storage, path, services.cancel()).await?;
+    if !source.looks_like_dump {
+        drain(&mut source, watch).await?;
+        return Ok(Read { bytes: source.object.bytes, sha256: source.checksum.hex(), survey: None });
     }
+    let pg_restore = if source.format == Format::Plain {
+        None
+    } else {
+        let tool = tool::find("pg_restore", None, 0).await?;
+        Some(Command::new(tool.path.to_string_lossy()))
+    };
+    drop(source);
+    let proof = prove(storage, path, pg_restore.as_ref(), services.redactor(), services.cancel(), watch).await?;
+    Ok(Read {
+        bytes: proof.object.bytes,
+        sha256: proof.sha256.unwrap_or_default(),
+        survey: Some(proof.survey),
+    })
+}
+
+async fn drain(source: &mut Source, watch: Watch<'_>) -> Result<(), Failure> {
+    let mut buffer = vec![0; PIECE];
+    while source.read(&mut buffer).await? > 0 {
+        watch(source.checksum.bytes(), None);
+    }
+    source.read_to_end().await
 }

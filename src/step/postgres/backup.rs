@@ -1,0 +1,596 @@
+//! `postgres.backup`: a dump of one database, streamed to a storage, with its manifest.
+//!
+//! One snapshot serves `pg_dump` and the row counts, so that the manifest says exactly what
+//! the dump holds while others go on writing. The object appears whole, the manifest last.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::io::AsyncReadExt;
+
+use super::{ReadAt, check_database_name, end_leftovers, server};
+use crate::dump::compression::Compression;
+use crate::dump::count::{Table, tables};
+use crate::dump::manifest::{self, Companion, Format, Manifest};
+use crate::dump::proof::ended_well;
+use crate::dump::source::{PIECE, Source};
+use crate::dump::take::{Taken, Taker};
+use crate::failure::Failure;
+use crate::record::event::{Progress, ProgressUnit};
+use crate::service::postgres::tool::Tool;
+use crate::service::postgres::{Server, Session, ident, literal, name_parts};
+use crate::service::storage::{Storage, UploadOptions};
+use crate::step::effect::{Access, Effect, Resource, Role};
+use crate::step::storage::{Place, check_object_path};
+use crate::step::world::Fact;
+use crate::step::{
+    Action, AfterKill, Certainty, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output,
+};
+use crate::units::Size;
+
+/// Takes a backup of a database: streamed, checked, published whole, with a manifest beside it.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Backup {
+    /// The server.
+    #[schemars(extend("x-target" = "postgres"))]
+    target: String,
+    /// The database.
+    #[schemars(length(min = 1, max = 63))]
+    database: String,
+    /// Where the backup goes. Nothing may be there: put the time into the path.
+    to: Place,
+    /// `plain` SQL or a `custom` archive. By default what the path says: `.sql`, `.sql.gz`
+    /// and `.sql.zst` are plain, anything else is custom.
+    format: Option<FormatChoice>,
+    /// By default what the path says: `.gz` or `.zst`; else `none` for plain SQL and `gzip`, done by
+    /// `pg_dump` itself, for an archive.
+    compression: Option<Compression>,
+    /// The compression's level.
+    #[schemars(range(min = 1, max = 19))]
+    level: Option<i32>,
+    /// Only these schemas.
+    #[serde(default)]
+    schemas: Vec<String>,
+    /// Only these tables, as `schema.table`.
+    #[serde(default)]
+    tables: Vec<String>,
+    /// Without these tables, as `schema.table`.
+    #[serde(default)]
+    exclude: Vec<String>,
+    /// Whether the server's roles are written beside it (`<path>.globals.sql`).
+    #[serde(default)]
+    globals: bool,
+    /// How many connections count rows while the dump is taken.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 16))]
+    jobs: u32,
+}
+
+/// The format of a backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum FormatChoice {
+    /// SQL, for `psql`.
+    Plain,
+    /// One archive, for `pg_restore`.
+    Custom,
+    /// A folder: can't be published whole, and is refused.
+    Directory,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+impl StepType for Backup {
+    const NAME: &'static str = "postgres.backup";
+    const SUMMARY: &'static str = "Takes a backup of a database, with a manifest that says exactly what is in it.";
+    const AFTER_KILL: &'static str = "happened if backup and manifest are there and fit; otherwise nothing was published: run again";
+
+    fn outputs() -> Vec<Output> {
+        vec![
+            output("path", ValueKind::String, "The backup's path in the storage."),
+            output("bytes", ValueKind::Integer, "Its size."),
+            output("sha256", ValueKind::String, "Its checksum."),
+            output("taken_at", ValueKind::Timestamp, "When its snapshot was taken."),
+            output("tables", ValueKind::Integer, "How many tables are in it."),
+            output("rows", ValueKind::Integer, "How many rows are in it."),
+        ]
+    }
+}
+
+#[async_trait]
+impl Step for Backup {
+    fn effects(&self) -> Vec<Effect> {
+        vec![
+            Effect::read(Resource::database(&self.target, &self.database)),
+            Effect::new(Access::Create, self.object()).role(Role::ProvesBackup),
+        ]
+    }
+
+    fn check(&self, found: &mut Findings) {
+        if self.database.is_empty() || self.database.len() > 63 {
+            check_database_name(found, "/database", &self.database);
+        }
+        check_object_path(found, "/to/path", &self.to.path);
+        if self.format == Some(FormatChoice::Directory) {
+            found.add(
+                "/format",
+                "a directory archive is many files and can't be published whole",
+                Some("use `custom`: it restores with `pg_restore` as well".to_owned()),
+            );
+        }
+        let named = ending(&self.to.path);
+        if let (Some(said), Some(named)) = (self.compression, named)
+            && said != named
+        {
+            found.add(
+                "/compression",
+                format!("the path ends as {} but the compression is {}", named.as_str(), said.as_str()),
+                Some("let the path say what the object is".to_owned()),
+            );
+        }
+        if !self.schemas.is_empty() && !self.tables.is_empty() {
+            found.add("/tables", "`schemas` and `tables` exclude each other", None);
+        }
+        for (pointer, names) in [("tables", &self.tables), ("exclude", &self.exclude)] {
+            for (at, name) in names.iter().enumerate() {
+                if name_parts(name).is_none() {
+                    found.add(format!("/{pointer}/{at}"), format!("`{name}` is not a table's name"), Some("write it as schema.table".to_owned()));
+                }
+            }
+        }
+        if self.level.is_some() && self.chosen().1 == Compression::None {
+            found.add("/level", "without compression there is no level", None);
+        }
+    }
+
+    async fn preview(&self, cx: &PreviewCx<'_>) -> Preview {
+        let summary = format!("back up database {} to {} in {}", self.database, self.to.path, self.to.storage);
+        let assumed = Preview::from_effects(&self.effects(), summary.clone())
+            .fact(self.object(), Fact::Present { rows: None })
+            .output("path", self.to.path.clone());
+        if cx.is_unknown("/to/path") {
+            return Preview { outputs: Default::default(), ..assumed };
+        }
+        let (session, certainty) = match ReadAt::find(cx, &self.target, Some(&self.database)).await {
+            Ok(ReadAt::Now(session, certainty)) => (session, certainty),
+            Ok(ReadAt::Later { .. } | ReadAt::Unseen) => return assumed,
+            Err(preview) => return *preview,
+        };
+        let Some(services) = cx.services else { return assumed };
+        let proven = async {
+            let (server, storage) = (services.postgres(&self.target)?, services.storage(&self.to.storage)?);
+            self.prove(&server, &session, &storage, Preview { certainty, ..assumed.clone() }).await
+        };
+        proven.await.unwrap_or_else(|failure| Preview::failed(failure.context(&summary)))
+    }
+
+    async fn run(&self, cx: &RunCx) -> Result<Done, Failure> {
+        let storage = cx.services.storage(&self.to.storage)?;
+        let server = server(cx, &self.target)?;
+        let session = server.connect(Some(&self.database)).await?;
+        if let Some(left) = end_leftovers(&session, cx).await? {
+            return Err(Failure::transient(left));
+        }
+        self.clear_leftovers(&storage, cx).await?;
+        let snapshot = Snapshot::take(&session).await?;
+        let chosen = self.chosen_tables(tables(&session).await?)?;
+        let size: u64 = chosen.iter().map(|table| table.bytes).sum();
+        let tool = server.tool("pg_dump", snapshot.server_major).await?;
+        let options = UploadOptions { writer: &writer(cx), expected_bytes: size, replace: false };
+        let mut upload = storage.upload(&self.to.path, options).await?;
+        let (format, compression) = self.chosen();
+        let taker = Taker {
+            compression: if self.by_pg_dump() { Compression::None } else { compression },
+            level: self.level,
+            plain: format == Format::Plain,
+            cancel: &cx.cancel,
+            redactor: &cx.redactor,
+        };
+        let reporter = cx.reporter.clone();
+        let watch = move |came: u64, table: Option<&str>| {
+            let progress = Progress {
+                done: came.min(size),
+                total: Some(size),
+                unit: ProgressUnit::Bytes,
+                message: table.map(str::to_owned),
+            };
+            reporter.progress(progress);
+        };
+        let command = server.command(&tool, Some(&self.database)).args(self.arguments(&snapshot));
+        let dumped = async {
+            tokio::try_join!(
+                taker.take(&command, &mut upload, watch),
+                self.count(&server, &session, &snapshot, &chosen)
+            )
+        };
+        let (taken, rows) = match dumped.await.and_then(|(taken, rows)| {
+            same_rows(&taken, &rows)?;
+            Ok((taken, rows))
+        }) {
+            Ok(dumped) => dumped,
+            Err(failure) => {
+                upload.abort().await;
+                return Err(failure.context(format!("back up database {} on {}", self.database, self.target)));
+            }
+        };
+        drop(session);
+        let note = json!({ "path": self.to.path, "bytes": upload.bytes(), "sha256": taken.sha256 });
+        if let Err(failure) = cx.note(note).await {
+            upload.abort().await;
+            return Err(failure);
+        }
+        let bytes = upload.publish().await?;
+        read_back(&storage, &self.to.path, &taken.sha256, cx).await?;
+        let globals = if self.globals { Some(self.globals(&server, &storage, snapshot.server_major, cx).await?) } else { None };
+        let manifest = Manifest {
+            lifeboat_manifest: manifest::FORMAT,
+            path: self.to.path.clone(),
+            bytes,
+            sha256: taken.sha256,
+            format,
+            compression: compression.as_str().to_owned(),
+            database: self.database.clone(),
+            system_identifier: snapshot.system_identifier,
+            server_version: snapshot.server_version,
+            tool_version: tool.version.to_string(),
+            wal_lsn: snapshot.wal_lsn,
+            taken_at: snapshot.taken_at,
+            encoding: snapshot.encoding,
+            collate: snapshot.collate,
+            ctype: snapshot.ctype,
+            rows: rows.values().sum(),
+            tables: rows,
+            partial: !(self.schemas.is_empty() && self.tables.is_empty() && self.exclude.is_empty()),
+            globals,
+            run: cx.run.to_string(),
+            step: cx.step.to_string(),
+        };
+        manifest.store(&storage, &writer(cx)).await?;
+        Ok(done(&manifest))
+    }
+
+    async fn after_kill(&self, cx: &RunCx) -> Result<AfterKill, Failure> {
+        let storage = cx.services.storage(&self.to.storage)?;
+        let Some(object) = storage.stat(&self.to.path).await? else {
+            return Ok(AfterKill::DidNotHappen { why: format!("nothing was published as {}", self.to.path) });
+        };
+        match Manifest::load(&storage, &self.to.path).await? {
+            Some(manifest) if self.is_ours(&manifest, cx) => {
+                let sha256 = hash(&storage, &self.to.path, cx).await?;
+                manifest.check(&self.to.path, object.bytes, &sha256)?;
+                Ok(AfterKill::Happened(done(&manifest)))
+            }
+            Some(manifest) => Ok(AfterKill::CannotTell {
+                why: format!("{} is there, but by run {} and step {}", self.to.path, manifest.run, manifest.step),
+            }),
+            None => Ok(AfterKill::Partly { what: format!("{} is there without its manifest", self.to.path) }),
+        }
+    }
+}
+
+impl Backup {
+    fn object(&self) -> Resource {
+        Resource::object(&self.to.storage, &self.to.path)
+    }
+
+    /// What is asked for, or else what the path says.
+    fn chosen(&self) -> (Format, Compression) {
+        let named = ending(&self.to.path);
+        let stem = self.to.path.trim_end_matches(".gz").trim_end_matches(".zst");
+        let format = match self.format {
+            Some(FormatChoice::Plain) => Format::Plain,
+            Some(_) => Format::Custom,
+            None if stem.ends_with(".sql") => Format::Plain,
+            None => Format::Custom,
+        };
+        let by_default = if format == Format::Plain { Compression::None } else { Compression::Gzip };
+        (format, self.compression.or(named).unwrap_or(by_default))
+    }
+
+    /// Whether `pg_dump` compresses: an archive with gzip inside stays one that `pg_restore`
+    /// takes as it is. Unless its name says that `gzip` is around it.
+    fn by_pg_dump(&self) -> bool {
+        self.chosen() == (Format::Custom, Compression::Gzip) && ending(&self.to.path).is_none()
+    }
+
+    fn arguments(&self, snapshot: &Snapshot) -> Vec<String> {
+        let (format, _) = self.chosen();
+        let mut arguments = vec![
+            "--no-password".to_owned(),
+            "--lock-wait-timeout=60000".to_owned(),
+            format!("--snapshot={}", snapshot.name),
+            format!("--format={}", format.as_str()),
+        ];
+        if format == Format::Custom {
+            let level = if self.by_pg_dump() { self.level.unwrap_or(6).min(9) } else { 0 };
+            arguments.push(format!("--compress={level}"));
+        }
+        // Quoted, a name is no pattern.
+        arguments.extend(self.schemas.iter().map(|schema| format!("--schema={}", ident(schema))));
+        for (option, names) in [("table", &self.tables), ("exclude-table", &self.exclude)] {
+            let parts = names.iter().filter_map(|name| name_parts(name));
+            arguments.extend(parts.map(|[schema, table]| format!("--{option}={}.{}", ident(&schema), ident(&table))));
+        }
+        arguments
+    }
+
+    /// The tables whose rows will be in the dump.
+    fn chosen_tables(&self, all: Vec<Table>) -> Result<Vec<Table>, Failure> {
+        let named = |names: &[String], table: &Table| {
+            names.iter().filter_map(|name| name_parts(name)).any(|[schema, name]| schema == table.schema && name == table.name)
+        };
+        for name in self.tables.iter().chain(&self.exclude) {
+            if !all.iter().any(|table| named(std::slice::from_ref(name), table)) {
+                return Err(Failure::permanent(format!("database {} on {} has no table {name}", self.database, self.target)));
+            }
+        }
+        for schema in &self.schemas {
+            if !all.iter().any(|table| table.schema == *schema) {
+                return Err(Failure::permanent(format!("database {} on {} has no table in a schema {schema}", self.database, self.target)));
+            }
+        }
+        Ok(all
+            .into_iter()
+            .filter(|table| !table.partitioned && !table.of_extension)
+            .filter(|table| self.schemas.is_empty() || self.schemas.contains(&table.schema))
+            .filter(|table| self.tables.is_empty() || named(&self.tables, table))
+            .filter(|table| !named(&self.exclude, table))
+            .collect())
+    }
+
+    /// Counts rows in the dump's snapshot, on as many connections as `jobs` says.
+    async fn count(
+        &self,
+        server: &Server,
+        session: &Session,
+        snapshot: &Snapshot,
+        chosen: &[Table],
+    ) -> Result<BTreeMap<String, u64>, Failure> {
+        let mut others = vec![];
+        for _ in 1..self.jobs.min(chosen.len() as u32) {
+            let other = server.connect(Some(&self.database)).await?;
+            let share = format!(
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off; SET TRANSACTION SNAPSHOT {}",
+                literal(&snapshot.name)
+            );
+            other.batch("share the dump's snapshot", &share).await?;
+            others.push(other);
+        }
+        // The largest first, so that no connection ends with it alone.
+        let mut queue: Vec<&Table> = chosen.iter().collect();
+        queue.sort_by_key(|table| table.bytes);
+        let (queue, counts) = (Mutex::new(queue), Mutex::new(BTreeMap::new()));
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let work = std::iter::once(session).chain(&others).map(|session| {
+            let (next, counts) = (&next, &counts);
+            async move {
+                while let Some(table) = next() {
+                    let rows = table.count(session).await?;
+                    counts.lock().unwrap_or_else(PoisonError::into_inner).insert(table.key(), rows);
+                }
+                Ok::<_, Failure>(())
+            }
+        });
+        futures::future::try_join_all(work).await?;
+        Ok(counts.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Removes what an attempt of this step left: a hidden file, or an object that it
+    /// published and could not finish. Its checksum proves that it is this step's.
+    async fn clear_leftovers(&self, storage: &Storage, cx: &RunCx) -> Result<(), Failure> {
+        storage.remove_leftover(&self.to.path, &writer(cx)).await?;
+        let Some((_, note)) = cx.notes.last() else { return Ok(()) };
+        if storage.stat(&self.to.path).await?.is_some()
+            && Manifest::load(storage, &self.to.path).await?.is_none()
+            && note["path"] == self.to.path
+            && note["sha256"] == hash(storage, &self.to.path, cx).await?
+        {
+            cx.log(&format!("{} of an earlier attempt has no manifest: removed\n", self.to.path));
+            storage.delete(&self.to.path).await?;
+        }
+        Ok(())
+    }
+
+    fn is_ours(&self, manifest: &Manifest, cx: &RunCx) -> bool {
+        manifest.run == cx.run.as_str() && manifest.step == cx.step.as_str() && manifest.path == self.to.path
+    }
+
+    /// Writes the server's roles beside the backup.
+    async fn globals(&self, server: &Server, storage: &Storage, major: u32, cx: &RunCx) -> Result<Companion, Failure> {
+        let attempted = format!("write the roles of {}", self.target);
+        let tool = server.tool("pg_dumpall", major).await?;
+        let command = server.command(&tool, None).args(["--globals-only", "--no-password", "--database"]);
+        let command = command.arg(&server.settings().maintenance_database);
+        let mut process = command.start(false, &cx.redactor)?;
+        let mut content = vec![];
+        if let Some(mut stdout) = process.stdout.take() {
+            let read = tokio::select! {
+                read = stdout.read_to_end(&mut content) => read,
+                () = cx.cancel.cancelled() => return Err(Failure::transient(format!("{attempted}: cancelled"))),
+            };
+            read.map_err(|error| Failure::permanent(format!("{attempted}: {error}")))?;
+        }
+        let finished = process.wait(&cx.cancel).await?;
+        ended_well("pg_dumpall", &finished, &cx.redactor).map_err(|failure| failure.context(&attempted))?;
+        if !String::from_utf8_lossy(&content).contains("PostgreSQL database cluster dump complete") {
+            return Err(Failure::permanent(format!("{attempted}: pg_dumpall's output is not whole")));
+        }
+        let checksum = crate::dump::tap::Checksum::default();
+        checksum.update(&content);
+        let (path, bytes) = (manifest::globals_path(&self.to.path), content.len() as u64);
+        let options = UploadOptions { writer: &writer(cx), expected_bytes: bytes, replace: true };
+        storage.put(&path, content, options).await?;
+        Ok(Companion { path, bytes, sha256: checksum.hex() })
+    }
+
+    /// Adds what would keep the backup from coming about.
+    async fn prove(&self, server: &Server, session: &Session, storage: &Storage, preview: Preview) -> Result<Preview, Failure> {
+        let major = session.server_facts().await?.version.major;
+        let all = tables(session).await?;
+        let chosen = self.chosen_tables(all)?;
+        let size: u64 = chosen.iter().map(|table| table.bytes).sum();
+        let mut preview = Preview {
+            action: Action::Create,
+            summary: format!("{} ({}, {} tables)", preview.summary, Size(size), chosen.len()),
+            ..preview
+        };
+        for name in std::iter::once("pg_dump").chain(self.globals.then_some("pg_dumpall")) {
+            if let Err(failure) = server.tool(name, major).await {
+                preview = preview.blocked(failure.message, failure.help);
+            }
+        }
+        let hidden = self.unreadable(session).await?;
+        if !hidden.is_empty() {
+            preview = preview.blocked(
+                format!("role {} may not read all of {}: {}", server.user(), self.database, hidden.join(", ")),
+                "use a role that may read every row (a superuser, or pg_read_all_data with BYPASSRLS)".to_owned(),
+            );
+        }
+        if self.globals && !session.role().await?.superuser {
+            preview = preview.blocked(
+                "only a superuser may read the roles' passwords, which `globals` writes".to_owned(),
+                "use a superuser, or leave `globals` out".to_owned(),
+            );
+        }
+        if storage.stat(&self.to.path).await?.is_some() {
+            preview = preview.blocked(
+                format!("{} is there already in {}", self.to.path, self.to.storage),
+                "objects are never overwritten: put the time into the path".to_owned(),
+            );
+        }
+        // A dump is seldom larger than its tables; compressed, a fifth of them is usual.
+        let need = if self.chosen().1 == Compression::None { size } else { size / 5 };
+        if let Some(free) = storage.free_space().filter(|free| *free < need) {
+            preview = preview.blocked(
+                format!("{} has {} free; the backup may need {}", self.to.storage, Size(free), Size(need)),
+                "make room there".to_owned(),
+            );
+        }
+        Ok(preview)
+    }
+
+    /// Tables that the role may not read, or not all rows of: at most five.
+    async fn unreadable(&self, session: &Session) -> Result<Vec<String>, Failure> {
+        let role = session.role().await?;
+        let sql = "SELECT format('%I.%I', n.nspname, c.relname) \
+                   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                   WHERE c.relkind IN ('r', 'p', 'S') AND c.relpersistence <> 't' \
+                     AND n.nspname <> 'information_schema' AND NOT starts_with(n.nspname, 'pg_') \
+                     AND (NOT has_schema_privilege(n.oid, 'USAGE') \
+                          OR (c.relkind <> 'S' AND NOT has_table_privilege(c.oid, 'SELECT')) \
+                          OR (c.relkind = 'S' AND NOT has_sequence_privilege(c.oid, 'SELECT')) \
+                          OR (c.relrowsecurity AND NOT $1 AND (c.relforcerowsecurity OR NOT pg_has_role(c.relowner, 'USAGE')))) \
+                   ORDER BY 1 LIMIT 5";
+        let rows = session.rows("look for tables that can't be read", sql, &[&role.bypass_rls]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+}
+
+/// What the dump and the counts see.
+struct Snapshot {
+    name: String,
+    taken_at: jiff::Timestamp,
+    wal_lsn: String,
+    server_version: String,
+    server_major: u32,
+    system_identifier: String,
+    encoding: String,
+    collate: String,
+    ctype: String,
+}
+
+impl Snapshot {
+    /// Takes one, which lives as long as the session's transaction.
+    async fn take(session: &Session) -> Result<Self, Failure> {
+        let facts = session.server_facts().await?;
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off";
+        session.batch("take a snapshot", begin).await?;
+        let sql = "SELECT pg_export_snapshot(), \
+                          to_char(transaction_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), \
+                          CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text, \
+                          current_setting('server_version'), \
+                          pg_encoding_to_char(encoding), datcollate::text, datctype::text \
+                   FROM pg_catalog.pg_database WHERE datname = current_database()";
+        let row = session.row("take a snapshot", sql, &[]).await?;
+        let taken_at: String = row.get(1);
+        Ok(Self {
+            name: row.get(0),
+            taken_at: taken_at
+                .parse()
+                .map_err(|error| Failure::permanent(format!("the server's time {taken_at}: {error}")))?,
+            wal_lsn: row.get::<_, Option<String>>(2).unwrap_or_default(),
+            server_version: row.get(3),
+            server_major: facts.version.major,
+            system_identifier: facts.system_identifier.unwrap_or_default(),
+            encoding: row.get(4),
+            collate: row.get(5),
+            ctype: row.get(6),
+        })
+    }
+}
+
+/// The compression that a path's ending promises.
+fn ending(path: &str) -> Option<Compression> {
+    match path.rsplit_once('.')?.1 {
+        "gz" => Some(Compression::Gzip),
+        "zst" => Some(Compression::Zstd),
+        "sql" => Some(Compression::None),
+        _ => None,
+    }
+}
+
+fn writer(cx: &RunCx) -> String {
+    format!("{}-{}", cx.run, cx.step)
+}
+
+/// A plain dump is read along: what went out must be what the snapshot holds.
+fn same_rows(taken: &Taken, rows: &BTreeMap<String, u64>) -> Result<(), Failure> {
+    let Some(survey) = &taken.survey else { return Ok(()) };
+    for (table, counted) in rows {
+        let dumped = survey.rows.get(table).copied();
+        if dumped != Some(*counted) {
+            let dumped = dumped.map_or_else(|| "no rows".to_owned(), |rows| format!("{rows} rows"));
+            return Err(Failure::permanent(format!("pg_dump wrote {dumped} of {table}, but its snapshot holds {counted}"))
+                .help("the backup was not published"));
+        }
+    }
+    Ok(())
+}
+
+async fn hash(storage: &Storage, path: &str, cx: &RunCx) -> Result<String, Failure> {
+    let mut source = Source::raw(storage, path, &cx.cancel).await?;
+    let total = Some(source.object.bytes);
+    let mut buffer = vec![0; PIECE];
+    while source.read(&mut buffer).await? > 0 {
+        let message = Some("reading it back".to_owned());
+        cx.progress(Progress { done: source.checksum.bytes(), total, unit: ProgressUnit::Bytes, message });
+    }
+    source.read_to_end().await?;
+    Ok(source.checksum.hex())
+}
+
+async fn read_back(storage: &Storage, path: &str, sha256: &str, cx: &RunCx) -> Result<(), Failure> {
+    let there = hash(storage, path, cx).await?;
+    if there == sha256 {
+        return Ok(());
+    }
+    Err(Failure::permanent(format!("`{path}` in {} came out with the checksum {there}, not {sha256}", storage.target()))
+        .help("the storage damaged it, or something else wrote it: don't use it"))
+}
+
+fn done(manifest: &Manifest) -> Done {
+    Done::new(format!("{}: {}, {} tables, {} rows", manifest.path, Size(manifest.bytes), manifest.tables.len(), manifest.rows))
+        .output("path", manifest.path.clone())
+        .output("bytes", manifest.bytes)
+        .output("sha256", manifest.sha256.clone())
+        .output("taken_at", manifest.taken_at.to_string())
+        .output("tables", manifest.tables.len())
+        .output("rows", manifest.rows)
+}

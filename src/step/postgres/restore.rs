@@ -1,0 +1,735 @@
+//! `postgres.restore`: a dump, proven whole, into a new or an empty database.
+//!
+//! A new database is filled under a name of this run's own and gets its real name at the
+//! end, in one transaction with its marker: what bears the name is whole, and what an
+//! interrupted attempt left is this run's to drop. An empty database is filled in one
+//! transaction: it is either still empty or whole.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use async_trait::async_trait;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::{Outlook, POLL, SESSIONS_GONE, blame, check_database_name, end_leftovers, same_server, server};
+use crate::dump::count::{expect_rows, tables};
+use crate::dump::load::{Loader, conninfo, knows_restrict};
+use crate::dump::manifest::{Format, Manifest};
+use crate::dump::proof::{Proof, Watch, prove};
+use crate::dump::source::Source;
+use crate::dump::survey::Rules;
+use crate::failure::Failure;
+use crate::record::event::{Progress, ProgressUnit};
+use crate::service::postgres::tool::{Version, find as find_tool};
+use crate::service::postgres::{Server, Session, ident, literal, name_parts};
+use crate::service::process::Command;
+use crate::service::storage::Storage;
+use crate::step::effect::{Access, Effect, Resource, Role};
+use crate::step::storage::{check_object_path, taken_at};
+use crate::step::world::Fact;
+use crate::step::{
+    Action, AfterKill, Certainty, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output,
+};
+use crate::units::Size;
+
+/// Restores a dump: plain SQL, plain or compressed with gzip or zstd, a custom archive, or
+/// a directory archive on a disk. It is proven whole before anything is touched.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// The server.
+    #[schemars(extend("x-target" = "postgres"))]
+    target: String,
+    /// The database to restore into.
+    #[schemars(length(min = 1, max = 63))]
+    database: String,
+    /// The dump.
+    from: From,
+    /// Whether the database is created (it must not exist). Otherwise it must exist and be empty.
+    #[serde(default)]
+    create: bool,
+    /// How many connections load an archive. By default up to four where the archive's own
+    /// file can be read by all of them, else one. More than one needs `create`.
+    #[schemars(range(min = 1, max = 64))]
+    jobs: Option<u32>,
+    /// Only these schemas of an archive.
+    #[serde(default)]
+    schemas: Vec<String>,
+    /// Only these tables of an archive, as `schema.table`, all of one schema: the tables and
+    /// their rows, without indexes and keys, as `pg_restore --table` does.
+    #[serde(default)]
+    tables: Vec<String>,
+    /// Whether statistics are gathered afterwards; without them queries are slow.
+    #[serde(default = "yes")]
+    analyze: bool,
+    /// Whether objects get their owners and privileges back.
+    #[serde(default)]
+    owner: Owner,
+}
+
+/// A dump in a storage.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct From {
+    /// The storage.
+    #[schemars(extend("x-target" = "storage"))]
+    storage: String,
+    /// The dump's path.
+    path: String,
+    /// The database that it must be a dump of. A dump that says it is another one's is refused.
+    database: Option<String>,
+}
+
+/// What becomes of owners and privileges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Owner {
+    /// As in the dump; the roles must exist.
+    #[default]
+    Keep,
+    /// Everything belongs to the connecting role, nobody else gets privileges.
+    None,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// What a restore came to; noted before it becomes visible.
+#[derive(Clone, Debug, PartialEq)]
+struct Loaded {
+    rows: u64,
+    tables: u64,
+    bytes: u64,
+    taken_at: Option<String>,
+}
+
+impl StepType for Restore {
+    const NAME: &'static str = "postgres.restore";
+    const SUMMARY: &'static str = "Restores a dump into a new or empty database, after proving that it is whole.";
+    const AFTER_KILL: &'static str = "a new database bears its name only when it is whole; a half-done one is this run's and is dropped and filled anew";
+
+    fn outputs() -> Vec<Output> {
+        vec![
+            output("rows", ValueKind::Integer, "How many rows were restored, counted in the database."),
+            output("tables", ValueKind::Integer, "How many tables hold them."),
+            output("bytes", ValueKind::Integer, "The dump's size."),
+            output("taken_at", ValueKind::Timestamp, "When the dump was taken."),
+        ]
+    }
+}
+
+#[async_trait]
+impl Step for Restore {
+    fn effects(&self) -> Vec<Effect> {
+        let access = if self.create { Access::Create } else { Access::Change };
+        vec![
+            Effect::read(Resource::object(&self.from.storage, &self.from.path)),
+            Effect::new(access, self.resource()).role(Role::Plain),
+        ]
+    }
+
+    fn check(&self, found: &mut Findings) {
+        check_database_name(found, "/database", &self.database);
+        check_object_path(found, "/from/path", &self.from.path);
+        if self.jobs.is_some_and(|jobs| jobs > 1) && !self.create {
+            found.add(
+                "/jobs",
+                "several connections can't fill a database in one transaction",
+                Some("set `create: true`, or leave `jobs` out".to_owned()),
+            );
+        }
+        if !self.schemas.is_empty() && !self.tables.is_empty() {
+            found.add("/tables", "`schemas` and `tables` exclude each other", None);
+        }
+        for (at, name) in self.tables.iter().enumerate() {
+            if name_parts(name).is_none() {
+                found.add(format!("/tables/{at}"), format!("`{name}` is not a table's name"), Some("write it as schema.table".to_owned()));
+            }
+        }
+        let mut schemas: Vec<_> = self.tables.iter().filter_map(|name| name_parts(name)).map(|[schema, _]| schema).collect();
+        schemas.dedup();
+        if schemas.len() > 1 {
+            found.add("/tables", "the tables are of several schemas", Some("restore those of one schema in one step".to_owned()));
+        }
+    }
+
+    async fn preview(&self, cx: &PreviewCx<'_>) -> Preview {
+        let summary = self.attempted();
+        let mut preview = Preview::from_effects(&self.effects(), summary);
+        let object = Resource::object(&self.from.storage, &self.from.path);
+        let rows = cx.world.fact(&object).and_then(|foretold| match &foretold.fact {
+            Fact::Present { rows } => rows.clone(),
+            _ => None,
+        });
+        preview = preview.fact(self.resource(), Fact::Present { rows });
+        let Some(services) = cx.services else { return preview };
+        // A step before writes the dump: it can't be looked at yet.
+        let made = cx.world.touching(&object).is_some_and(|_| cx.world.fact(&object).is_none_or(|foretold| foretold.because != *cx.step))
+            && !self.is_there(services).await;
+        let look = async {
+            let (server, storage) = (services.postgres(&self.target)?, services.storage(&self.from.storage)?);
+            let session = server.connect(None).await?;
+            let preview = self.foresee_database(cx, &server, &session, preview.clone()).await?;
+            if cx.is_unknown("/from") || made {
+                return Ok(Preview { certainty: preview.certainty.max(Certainty::Assumed), ..preview });
+            }
+            self.foresee_dump(cx, &server, &session, &storage, preview).await
+        };
+        look.await.unwrap_or_else(|failure: Failure| Preview::failed(failure.context(self.attempted())))
+    }
+
+    async fn run(&self, cx: &RunCx) -> Result<Done, Failure> {
+        let storage = cx.services.storage(&self.from.storage)?;
+        let server = server(cx, &self.target)?;
+        let session = server.connect(None).await?;
+        if let Some(left) = end_leftovers(&session, cx).await? {
+            return Err(Failure::transient(left));
+        }
+        if let AfterKill::Happened(done) = self.settle(&session, cx).await? {
+            return Ok(done);
+        }
+        let version = session.server_facts().await?.version;
+        let total = storage.object(&self.from.path).await?.bytes;
+        let prove_watch = watch(cx, total, "proving that the dump is whole");
+        let proof = self.prove(&server, &storage, version, &prove_watch).await?;
+        self.fits_server(&session, &proof).await?.into_iter().next().map_or(Ok(()), Err)?;
+        let loaded = if self.create {
+            self.into_new(&server, &session, &storage, &proof, version, cx).await
+        } else {
+            self.into_empty(&server, &session, &storage, &proof, version, cx).await
+        };
+        loaded.map(|loaded| self.done(&loaded)).map_err(|failure| failure.context(self.attempted()))
+    }
+
+    async fn after_kill(&self, cx: &RunCx) -> Result<AfterKill, Failure> {
+        let session = server(cx, &self.target)?.connect(None).await?;
+        if let Some(what) = end_leftovers(&session, cx).await? {
+            return Ok(AfterKill::StillGoing { what });
+        }
+        self.settle(&session, cx).await
+    }
+}
+
+impl Restore {
+    fn resource(&self) -> Resource {
+        Resource::database(&self.target, &self.database)
+    }
+
+    fn attempted(&self) -> String {
+        format!("restore {} into {} on {}", self.from.path, self.database, self.target)
+    }
+
+    /// What stands in the database's own comment, so that its origin is known for good.
+    fn marker(&self, cx: &RunCx, loaded: &Loaded) -> String {
+        let taken_at = loaded.taken_at.as_ref().map_or_else(String::new, |at| format!(", taken at {at}"));
+        format!("lifeboat:{}:{} restored from {}{taken_at}", cx.run, cx.step, self.from.path)
+    }
+
+    /// What became of earlier attempts, from what they noted and what is there.
+    async fn settle(&self, session: &Session, cx: &RunCx) -> Result<AfterKill, Failure> {
+        let absent = AfterKill::DidNotHappen { why: "the attempt ended before it touched the server".to_owned() };
+        let Some((_, note)) = cx.notes.last() else { return Ok(absent) };
+        let system = session.server_facts().await?.system_identifier;
+        if let Err(why) = same_server(note, system.as_deref()) {
+            return Ok(AfterKill::CannotTell { why });
+        }
+        let loaded = Loaded::of(note);
+        let there = session.find_database(&self.database).await?;
+        if self.create {
+            let ours = format!("lifeboat:{}:{} ", cx.run, cx.step);
+            if let (Some(database), Some(loaded)) = (&there, &loaded)
+                && database.comment.as_deref().is_some_and(|comment| comment.starts_with(&ours))
+            {
+                return Ok(AfterKill::Happened(self.done(loaded)));
+            }
+            let name = working_name(cx);
+            return Ok(match session.find_database(&name).await? {
+                Some(_) => AfterKill::Partly { what: format!("{name} was not filled to its end; it is dropped and filled anew") },
+                None => AfterKill::DidNotHappen { why: format!("{name} is not there") },
+            });
+        }
+        match (there, loaded, note["oid"].as_u64()) {
+            (Some(database), _, Some(oid)) if u64::from(database.oid) != oid => Ok(AfterKill::CannotTell {
+                why: format!("database {} is another one now (oid {}, was {oid})", self.database, database.oid),
+            }),
+            (None, ..) => Ok(AfterKill::CannotTell { why: format!("database {} is gone", self.database) }),
+            (Some(_), Some(loaded), _) => Ok(AfterKill::Happened(self.done(&loaded))),
+            // One transaction filled it: what is there is all of it, and is counted by the next attempt.
+            (Some(_), None, _) => Ok(AfterKill::Partly {
+                what: format!("{} is empty still, or loaded and not yet counted", self.database),
+            }),
+        }
+    }
+
+    async fn prove(&self, server: &Server, storage: &Storage, version: Version, watch: Watch<'_>) -> Result<Proof, Failure> {
+        let pg_restore = match server.tool("pg_restore", version.major).await {
+            Ok(tool) => Some(Command::new(tool.path.to_string_lossy()).args(self.narrowing())),
+            // A plain dump needs none.
+            Err(failure) => match Source::open(storage, &self.from.path, server.cancel()).await?.format {
+                Format::Plain => None,
+                Format::Custom | Format::Directory => return Err(failure),
+            },
+        };
+        let (redactor, cancel) = (server.redactor(), server.cancel());
+        let proof = prove(storage, &self.from.path, pg_restore.as_ref(), redactor, cancel, watch).await?;
+        if let Some(wanted) = &self.from.database {
+            proof.is_of(wanted)?;
+        }
+        self.narrows(&proof)?;
+        Ok(proof)
+    }
+
+    /// `pg_restore`'s arguments for `schemas` and `tables`.
+    fn narrowing(&self) -> Vec<String> {
+        let tables: Vec<_> = self.tables.iter().filter_map(|name| name_parts(name)).collect();
+        let of_tables = tables.first().map(|[schema, _]| schema);
+        let schemas = self.schemas.iter().chain(of_tables).map(|schema| format!("--schema={schema}"));
+        let tables = tables.iter().map(|[_, table]| format!("--table={table}"));
+        schemas.chain(tables).collect()
+    }
+
+    fn is_whole(&self) -> bool {
+        self.schemas.is_empty() && self.tables.is_empty()
+    }
+
+    /// Whether what `schemas` and `tables` name is in the dump, and can be taken out of it.
+    fn narrows(&self, proof: &Proof) -> Result<(), Failure> {
+        if self.is_whole() {
+            return Ok(());
+        }
+        let path = &self.from.path;
+        if proof.format == Format::Plain {
+            return Err(Failure::permanent(format!("`{path}` is plain SQL, of which no part can be restored by name"))
+                .help("leave `schemas` and `tables` out and take over what you need from the restored database, or use a custom archive"));
+        }
+        let parts: Vec<_> = proof.survey.rows.keys().filter_map(|table| name_parts(table)).collect();
+        let missing = self
+            .tables
+            .iter()
+            .find(|name| !name_parts(name).is_some_and(|wanted| parts.contains(&wanted)))
+            .or_else(|| self.schemas.iter().find(|schema| !parts.iter().any(|[own, _]| own == *schema)));
+        match missing {
+            Some(missing) => Err(Failure::permanent(format!("`{path}` holds no rows of {missing}"))
+                .help("look what it holds with `storage.verify` and `listing: true`")),
+            None => Ok(()),
+        }
+    }
+
+    /// What the dump needs and the server doesn't have.
+    async fn fits_server(&self, session: &Session, proof: &Proof) -> Result<Vec<Failure>, Failure> {
+        let mut missing = vec![];
+        if self.owner == Owner::Keep {
+            let wanted: Vec<&String> = proof.survey.roles.iter().collect();
+            let sql = "SELECT w FROM unnest($1::text[]) w WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = w) ORDER BY 1";
+            let rows = session.rows("look for the dump's roles", sql, &[&wanted]).await?;
+            if !rows.is_empty() {
+                let roles: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+                let message = format!("`{}` gives objects to roles that {} doesn't have: {}", self.from.path, self.target, roles.join(", "));
+                missing.push(Failure::permanent(message).help("create them (a backup with `globals` has them beside it), or set `owner: none`"));
+            }
+        }
+        let wanted: Vec<&String> = proof.survey.extensions.iter().collect();
+        let sql = "SELECT w FROM unnest($1::text[]) w WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_available_extensions WHERE name = w) ORDER BY 1";
+        let rows = session.rows("look for the dump's extensions", sql, &[&wanted]).await?;
+        if !rows.is_empty() {
+            let extensions: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+            let message = format!("`{}` needs extensions that {} can't install: {}", self.from.path, self.target, extensions.join(", "));
+            missing.push(Failure::permanent(message).help("install their packages on the server's host"));
+        }
+        Ok(missing)
+    }
+
+    /// Creates a database under a name of this run's own, fills it, and gives it its name.
+    async fn into_new(
+        &self,
+        server: &Server,
+        session: &Session,
+        storage: &Storage,
+        proof: &Proof,
+        version: Version,
+        cx: &RunCx,
+    ) -> Result<Loaded, Failure> {
+        if let Some(database) = session.find_database(&self.database).await? {
+            return Err(Failure::permanent(format!("database {} exists (oid {}) and is not this run's", self.database, database.oid))
+                .help("restore under another name and swap (postgres.swap_databases), or drop it in a step before"));
+        }
+        let system = session.server_facts().await?.system_identifier;
+        let name = working_name(cx);
+        drop_working(session, &name).await?;
+        cx.note(json!({ "system": system, "working": name })).await?;
+        self.create(session, &name, proof, cx).await?;
+        let filled = async {
+            self.load(server, storage, proof, version, &name, cx).await?;
+            let loaded = self.count(server, storage, proof, &name, cx).await?;
+            cx.note(json!({ "system": system, "working": name, "loaded": loaded.note() })).await?;
+            self.give_name(session, &name, &loaded, cx).await?;
+            Ok(loaded)
+        };
+        let failure = match filled.await {
+            Ok(loaded) => return Ok(loaded),
+            Err(failure) => failure,
+        };
+        // Half a database serves nobody. What can't be dropped now, the next attempt drops.
+        let tidy = async {
+            let session = server.detached().connect(None).await?;
+            end_leftovers(&session, cx).await?;
+            drop_working(&session, &name).await
+        };
+        if let Err(left) = tidy.await {
+            cx.log(&format!("{name} is left behind: {left}\n"));
+        }
+        Err(failure)
+    }
+
+    async fn create(&self, session: &Session, name: &str, proof: &Proof, cx: &RunCx) -> Result<(), Failure> {
+        let attempted = format!("create database {name} for {}", self.database);
+        let mut encoding = String::new();
+        if let Some(said) = proof.manifest.as_ref().map(|manifest| &manifest.encoding).or(proof.survey.encoding.as_ref()) {
+            encoding = format!(" ENCODING {}", literal(said));
+        }
+        let create = |locale: &str| format!("CREATE DATABASE {} TEMPLATE template0{encoding}{locale}", ident(name));
+        if let Some(manifest) = &proof.manifest {
+            let locale = format!(" LC_COLLATE {} LC_CTYPE {}", literal(&manifest.collate), literal(&manifest.ctype));
+            match session.batch(&attempted, &create(&locale)).await {
+                Err(failure) if failure.message.contains("42809") || failure.message.contains("22023") => {
+                    cx.log(&format!("{failure}: the server's own locale is used instead\n"));
+                }
+                answered => return answered,
+            }
+        }
+        session.batch(&attempted, &create("")).await
+    }
+
+    async fn give_name(&self, session: &Session, name: &str, loaded: &Loaded, cx: &RunCx) -> Result<(), Failure> {
+        let sql = format!(
+            "BEGIN; COMMENT ON DATABASE {working} IS {}; ALTER DATABASE {working} RENAME TO {}; COMMIT",
+            literal(&self.marker(cx, loaded)),
+            ident(&self.database),
+            working = ident(name),
+        );
+        let deadline = Instant::now() + SESSIONS_GONE;
+        loop {
+            match session.batch(format!("name the restored database {}", self.database), &sql).await {
+                // The sessions that filled it may take a moment to be gone.
+                Err(failure) if failure.message.contains("55006") && Instant::now() < deadline => {
+                    session.batch("give up the transaction", "ROLLBACK").await?;
+                    tokio::time::sleep(POLL).await;
+                }
+                Err(failure) => {
+                    session.batch("give up the transaction", "ROLLBACK").await.ok();
+                    return Err(failure);
+                }
+                Ok(()) => return Ok(()),
+            }
+        }
+    }
+
+    /// Fills a database that is there and empty, in one transaction.
+    async fn into_empty(
+        &self,
+        server: &Server,
+        session: &Session,
+        storage: &Storage,
+        proof: &Proof,
+        version: Version,
+        cx: &RunCx,
+    ) -> Result<Loaded, Failure> {
+        let Some(database) = session.find_database(&self.database).await? else {
+            return Err(Failure::permanent(format!("there is no database {}", self.database))
+                .help("create it in a step before (postgres.create_database), or set `create: true`"));
+        };
+        let system = session.server_facts().await?.system_identifier;
+        let inside = server.connect(Some(&self.database)).await?;
+        let content = content(&inside).await?;
+        drop(inside);
+        let ours = cx.notes.last().is_some_and(|(_, note)| note["oid"].as_u64() == Some(u64::from(database.oid)));
+        let note = json!({ "system": system, "oid": database.oid });
+        match content {
+            // An earlier attempt found it empty and loaded all of it.
+            Some(_) if ours => cx.log("an earlier attempt loaded it: its rows are counted\n"),
+            Some(content) => return Err(not_empty(&self.database, &content)),
+            None => {
+                cx.note(note.clone()).await?;
+                if let Err(failure) = self.load(server, storage, proof, version, &self.database, cx).await {
+                    let session = server.detached().connect(None).await;
+                    if let Ok(session) = session {
+                        end_leftovers(&session, cx).await.ok();
+                    }
+                    return Err(failure);
+                }
+            }
+        }
+        let loaded = self.count(server, storage, proof, &self.database, cx).await?;
+        let mut note = note;
+        note["loaded"] = loaded.note();
+        cx.note(note).await?;
+        Ok(loaded)
+    }
+
+    async fn load(
+        &self,
+        server: &Server,
+        storage: &Storage,
+        proof: &Proof,
+        version: Version,
+        database: &str,
+        cx: &RunCx,
+    ) -> Result<(), Failure> {
+        let watch = watch(cx, proof.object.bytes, "loading");
+        let loader = Loader { storage, proof, cancel: &cx.cancel, redactor: &cx.redactor, watch: &watch };
+        if proof.format == Format::Plain {
+            let tool = server.tool("psql", 0).await?;
+            let rules = Rules {
+                owners: self.owner == Owner::None,
+                restrict: !knows_restrict(tool.version),
+                transaction_timeout: version.major < 17,
+            };
+            return loader.plain(server.command(&tool, Some(database)), rules).await;
+        }
+        let tool = server.tool("pg_restore", version.major).await?;
+        let mut command = server
+            .command(&tool, Some(database))
+            .args(["--no-password", "--dbname"])
+            .arg(conninfo(database))
+            .args(self.narrowing());
+        if self.owner == Owner::None {
+            command = command.args(["--no-owner", "--no-acl"]);
+        }
+        if !self.create {
+            command = command.arg("--single-transaction");
+        }
+        // pg_restore takes a schema's content without the schema.
+        let schemas = self.narrowing().into_iter().filter_map(|option| option.strip_prefix("--schema=").map(str::to_owned));
+        let inside = server.connect(Some(database)).await?;
+        for schema in schemas {
+            let sql = format!("CREATE SCHEMA IF NOT EXISTS {}", ident(&schema));
+            inside.batch(format!("create schema {schema}"), &sql).await?;
+        }
+        drop(inside);
+        loader.archive(command, self.jobs(storage, proof)?).await
+    }
+
+    /// How many connections load an archive.
+    fn jobs(&self, storage: &Storage, proof: &Proof) -> Result<u32, Failure> {
+        if !self.create {
+            return Ok(1);
+        }
+        let shared = storage.local_path(&self.from.path)?.is_some()
+            && (proof.format == Format::Directory || proof.compression == crate::dump::compression::Compression::None);
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4) as u32);
+        Ok(self.jobs.unwrap_or(if shared { cores } else { 1 }))
+    }
+
+    /// Counts the rows, compares them with the dump's, gathers statistics.
+    async fn count(&self, server: &Server, storage: &Storage, proof: &Proof, database: &str, cx: &RunCx) -> Result<Loaded, Failure> {
+        let session = server.connect(Some(database)).await?;
+        let mut expected = proof.expected_rows();
+        if let Some(manifest) = proof.manifest.as_ref().filter(|_| self.is_whole()) {
+            expected.extend(manifest.tables.iter().map(|(table, rows)| (table.clone(), *rows)));
+        }
+        let total = expected.len() as u64;
+        let mut done = 0;
+        let rows = expect_rows(&session, &expected, |table| {
+            let message = Some(format!("counting {table}"));
+            cx.progress(Progress { done, total: Some(total), unit: ProgressUnit::Items, message });
+            done += 1;
+        })
+        .await?;
+        if self.analyze {
+            cx.progress(Progress { done, total: Some(total), unit: ProgressUnit::Items, message: Some("ANALYZE".to_owned()) });
+            session.batch("gather statistics", "ANALYZE").await?;
+        }
+        let taken_at = match &proof.manifest {
+            Some(manifest) => Some(manifest.taken_at),
+            None => taken_at(storage, &self.from.path).await?,
+        };
+        let tables = tables(&session).await?.iter().filter(|table| !table.of_extension && !table.partitioned).count() as u64;
+        Ok(Loaded { rows, tables, bytes: proof.object.bytes, taken_at: taken_at.map(|at| at.to_string()) })
+    }
+
+    fn done(&self, loaded: &Loaded) -> Done {
+        let Loaded { rows, tables, bytes, taken_at } = loaded;
+        Done::new(format!("{} restored from {}: {tables} tables, {rows} rows", self.database, self.from.path))
+            .output("rows", *rows)
+            .output("tables", *tables)
+            .output("bytes", *bytes)
+            .output("taken_at", taken_at.clone().unwrap_or_default())
+    }
+
+    async fn is_there(&self, services: &crate::service::Services) -> bool {
+        match services.storage(&self.from.storage) {
+            Ok(storage) => storage.stat(&self.from.path).await.is_ok_and(|object| object.is_some()),
+            Err(_) => false,
+        }
+    }
+
+    /// Adds what would keep the server from taking the database.
+    async fn foresee_database(
+        &self,
+        cx: &PreviewCx<'_>,
+        server: &Server,
+        session: &Session,
+        mut preview: Preview,
+    ) -> Result<Preview, Failure> {
+        if cx.is_unknown("/database") {
+            return Ok(preview);
+        }
+        if session.server_facts().await?.in_recovery {
+            preview = preview.blocked(
+                format!("{} is a standby or recovers: nothing can be restored there", self.target),
+                "point the target at the primary".to_owned(),
+            );
+        }
+        let role = session.role().await?;
+        if self.create && !role.create_db {
+            preview = preview.blocked(
+                format!("role {} may not create databases on {}", role.name, self.target),
+                format!("ALTER ROLE {} CREATEDB, or use a role that may", ident(&role.name)),
+            );
+        }
+        let outlook = Outlook::of(cx, Some(session), &self.target, &self.database).await?;
+        preview.certainty = outlook.certainty();
+        Ok(match outlook {
+            Outlook::Absent { .. } | Outlook::Unseen if self.create => preview,
+            Outlook::Made { .. } if !self.create => preview,
+            Outlook::There { changed_by: Some(_), .. } if !self.create => preview,
+            Outlook::There { database, .. } if !self.create => {
+                let inside = server.connect(Some(&database.name)).await?;
+                match content(&inside).await? {
+                    Some(content) => {
+                        let failure = not_empty(&self.database, &content);
+                        preview.blocked(failure.message, failure.help)
+                    }
+                    None => preview,
+                }
+            }
+            Outlook::Absent { because } => preview.blocked(
+                format!("there is no database {} on {}{}", self.database, self.target, blame(because.as_ref(), "removes it")),
+                "create it in a step before (postgres.create_database), or set `create: true`".to_owned(),
+            ),
+            Outlook::Made { by, .. } => preview.blocked(
+                format!("database {} will exist{}", self.database, blame(Some(&by), "creates it")),
+                "leave `create` out, or the step that creates it".to_owned(),
+            ),
+            Outlook::There { .. } => preview.blocked(
+                format!("database {} exists on {}", self.database, self.target),
+                "restore under another name and swap (postgres.swap_databases), or drop it in a step before".to_owned(),
+            ),
+            Outlook::Unseen => preview,
+        })
+    }
+
+    /// Reads the dump whole and adds what it holds, and what would keep it from being restored.
+    async fn foresee_dump(
+        &self,
+        cx: &PreviewCx<'_>,
+        server: &Server,
+        session: &Session,
+        storage: &Storage,
+        mut preview: Preview,
+    ) -> Result<Preview, Failure> {
+        let version = session.server_facts().await?.version;
+        let proof = match self.prove(server, storage, version, &|_, _| ()).await {
+            Ok(proof) => proof,
+            Err(failure) => return Ok(preview.blocked(failure.message, failure.help)),
+        };
+        if proof.format == Format::Plain
+            && let Err(failure) = server.tool("psql", 0).await
+        {
+            preview = preview.blocked(failure.message, failure.help);
+        }
+        // A step before may create roles or install extensions.
+        let may_change = cx.world.touching(&Resource::server(&self.target)).is_some();
+        for failure in self.fits_server(session, &proof).await? {
+            preview = if may_change { preview.warning(failure.message, failure.help) } else { preview.blocked(failure.message, failure.help) };
+        }
+        if let (None, Some(of)) = (&self.from.database, proof.database())
+            && !self.database.starts_with(of)
+        {
+            preview = preview.warning(
+                format!("{} is a backup of the database {of}, restored as {}", self.from.path, self.database),
+                format!("say `from: {{ database: {of} }}` if that is meant"),
+            );
+        }
+        if self.jobs.is_some_and(|jobs| jobs > 1)
+            && storage.local_path(&self.from.path)?.is_none()
+            && let Some(free) = crate::service::storage::free_space(&std::env::temp_dir())
+            && free < proof.object.bytes
+        {
+            preview = preview.blocked(
+                format!("`jobs` needs a copy of the archive ({}), but only {} are free in {}", Size(proof.object.bytes), Size(free), std::env::temp_dir().display()),
+                "make room, point TMPDIR elsewhere, or leave `jobs` out".to_owned(),
+            );
+        }
+        let rows: BTreeMap<String, u64> = match &proof.manifest {
+            Some(manifest) if self.is_whole() => manifest.tables.clone(),
+            _ => proof.expected_rows(),
+        };
+        let all: u64 = rows.values().sum();
+        let tables = rows.len();
+        preview.summary = format!("{} ({}, {tables} tables, {all} rows, proven whole)", preview.summary, Size(proof.object.bytes));
+        preview.facts.clear();
+        let bytes = proof.object.bytes;
+        Ok(preview.fact(self.resource(), Fact::Present { rows: Some(rows) }).output("rows", all).output("bytes", bytes))
+    }
+}
+
+impl Loaded {
+    fn note(&self) -> Value {
+        json!({ "rows": self.rows, "tables": self.tables, "bytes": self.bytes, "taken_at": self.taken_at })
+    }
+
+    fn of(note: &Value) -> Option<Self> {
+        let loaded = note.get("loaded")?;
+        let number = |name: &str| loaded[name].as_u64();
+        let taken_at = loaded["taken_at"].as_str().map(str::to_owned);
+        Some(Self { rows: number("rows")?, tables: number("tables")?, bytes: number("bytes")?, taken_at })
+    }
+}
+
+/// The name under which a new database is filled: this run's and this step's alone.
+fn working_name(cx: &RunCx) -> String {
+    let name = format!("lifeboat_{}_{}", cx.run, cx.step);
+    if name.len() <= 63 {
+        return name;
+    }
+    let checksum = crate::dump::tap::Checksum::default();
+    checksum.update(cx.step.as_str().as_bytes());
+    format!("lifeboat_{}_{}", cx.run, &checksum.hex()[..16])
+}
+
+async fn drop_working(session: &Session, name: &str) -> Result<(), Failure> {
+    session.batch(format!("drop the half-filled database {name}"), &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(name))).await
+}
+
+/// What a database holds besides what every new one does; nothing when it is empty.
+async fn content(session: &Session) -> Result<Option<String>, Failure> {
+    let sql = "SELECT what FROM ( \
+                 SELECT format('%s.%s', n.nspname, c.relname) AS what \
+                   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                  WHERE n.nspname <> 'information_schema' AND NOT starts_with(n.nspname, 'pg_') \
+                    AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e') \
+                 UNION ALL \
+                 SELECT format('schema %s', nspname) FROM pg_catalog.pg_namespace \
+                  WHERE nspname NOT IN ('public', 'information_schema') AND NOT starts_with(nspname, 'pg_') \
+                    AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.objid = oid AND d.deptype = 'e')) found \
+               ORDER BY 1 LIMIT 1";
+    Ok(session.maybe_row("look whether the database is empty", sql, &[]).await?.map(|row| row.get(0)))
+}
+
+fn not_empty(database: &str, content: &str) -> Failure {
+    Failure::permanent(format!("database {database} is not empty: it holds {content}"))
+        .help("restore into a new database (`create: true`) and swap, or drop this one in a step before")
+}
+
+/// Shows how much of the dump was read.
+fn watch<'a>(cx: &'a RunCx, total: u64, doing: &'a str) -> impl Fn(u64, Option<&str>) + Send + Sync + 'a {
+    move |done, table| {
+        let message = table.map_or_else(|| doing.to_owned(), |table| format!("{doing}: {table}"));
+        cx.progress(Progress { done, total: Some(total), unit: ProgressUnit::Bytes, message: Some(message) });
+    }
+}
