@@ -219,6 +219,8 @@ step_types! {
     postgres::create_database::CreateDatabase,
     postgres::drop_database::DropDatabase,
     postgres::swap_databases::SwapDatabases,
+    postgres::backup::Backup,
+    postgres::restore::Restore,
     postgres::query::Query,
     postgres::execute::Execute,
     postgres::verify_counts::VerifyCounts,

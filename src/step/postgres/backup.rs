@@ -4,7 +4,7 @@
 //! the dump holds while others go on writing. The object appears whole, the manifest last.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use schemars::JsonSchema;
@@ -16,19 +16,20 @@ use super::{ReadAt, check_database_name, end_leftovers, server};
 use crate::dump::compression::Compression;
 use crate::dump::count::{Table, tables};
 use crate::dump::manifest::{self, Companion, Format, Manifest};
-use crate::dump::proof::ended_well;
+use crate::dump::proof::{ended_well, prove};
 use crate::dump::source::{PIECE, Source};
-use crate::dump::take::{Taken, Taker};
+use crate::dump::survey::Survey;
+use crate::dump::take::Taker;
 use crate::failure::Failure;
 use crate::record::event::{Progress, ProgressUnit};
-use crate::service::postgres::tool::Tool;
 use crate::service::postgres::{Server, Session, ident, literal, name_parts};
+use crate::service::process::Command;
 use crate::service::storage::{Storage, UploadOptions};
 use crate::step::effect::{Access, Effect, Resource, Role};
 use crate::step::storage::{Place, check_object_path};
 use crate::step::world::Fact;
 use crate::step::{
-    Action, AfterKill, Certainty, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output,
+    Action, AfterKill, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output,
 };
 use crate::units::Size;
 
@@ -90,7 +91,8 @@ const fn one() -> u32 {
 impl StepType for Backup {
     const NAME: &'static str = "postgres.backup";
     const SUMMARY: &'static str = "Takes a backup of a database, with a manifest that says exactly what is in it.";
-    const AFTER_KILL: &'static str = "happened if backup and manifest are there and fit; otherwise nothing was published: run again";
+    const AFTER_KILL: &'static str =
+        "happened if backup and manifest are there and fit; otherwise nothing was published: run again";
 
     fn outputs() -> Vec<Output> {
         vec![
@@ -141,7 +143,11 @@ impl Step for Backup {
         for (pointer, names) in [("tables", &self.tables), ("exclude", &self.exclude)] {
             for (at, name) in names.iter().enumerate() {
                 if name_parts(name).is_none() {
-                    found.add(format!("/{pointer}/{at}"), format!("`{name}` is not a table's name"), Some("write it as schema.table".to_owned()));
+                    found.add(
+                        format!("/{pointer}/{at}"),
+                        format!("`{name}` is not a table's name"),
+                        Some("write it as schema.table".to_owned()),
+                    );
                 }
             }
         }
@@ -211,7 +217,7 @@ impl Step for Backup {
             )
         };
         let (taken, rows) = match dumped.await.and_then(|(taken, rows)| {
-            same_rows(&taken, &rows)?;
+            taken.survey.as_ref().map_or(Ok(()), |survey| same_rows(survey, &rows))?;
             Ok((taken, rows))
         }) {
             Ok(dumped) => dumped,
@@ -227,8 +233,20 @@ impl Step for Backup {
             return Err(failure);
         }
         let bytes = upload.publish().await?;
-        read_back(&storage, &self.to.path, &taken.sha256, cx).await?;
-        let globals = if self.globals { Some(self.globals(&server, &storage, snapshot.server_major, cx).await?) } else { None };
+        if let Err(failure) =
+            self.read_back(&server, &storage, &taken.sha256, &rows, snapshot.server_major, cx).await
+        {
+            if !failure.transient {
+                // Not yet a backup for anybody: it has no manifest.
+                storage.delete(&self.to.path).await?;
+            }
+            return Err(failure.context(format!("read the backup back from {}", self.to.storage)));
+        }
+        let globals = if self.globals {
+            Some(self.globals(&server, &storage, snapshot.server_major, cx).await?)
+        } else {
+            None
+        };
         let manifest = Manifest {
             lifeboat_manifest: manifest::FORMAT,
             path: self.to.path.clone(),
@@ -316,7 +334,8 @@ impl Backup {
         arguments.extend(self.schemas.iter().map(|schema| format!("--schema={}", ident(schema))));
         for (option, names) in [("table", &self.tables), ("exclude-table", &self.exclude)] {
             let parts = names.iter().filter_map(|name| name_parts(name));
-            arguments.extend(parts.map(|[schema, table]| format!("--{option}={}.{}", ident(&schema), ident(&table))));
+            arguments
+                .extend(parts.map(|[schema, table]| format!("--{option}={}.{}", ident(&schema), ident(&table))));
         }
         arguments
     }
@@ -324,16 +343,25 @@ impl Backup {
     /// The tables whose rows will be in the dump.
     fn chosen_tables(&self, all: Vec<Table>) -> Result<Vec<Table>, Failure> {
         let named = |names: &[String], table: &Table| {
-            names.iter().filter_map(|name| name_parts(name)).any(|[schema, name]| schema == table.schema && name == table.name)
+            names
+                .iter()
+                .filter_map(|name| name_parts(name))
+                .any(|[schema, name]| schema == table.schema && name == table.name)
         };
         for name in self.tables.iter().chain(&self.exclude) {
             if !all.iter().any(|table| named(std::slice::from_ref(name), table)) {
-                return Err(Failure::permanent(format!("database {} on {} has no table {name}", self.database, self.target)));
+                return Err(Failure::permanent(format!(
+                    "database {} on {} has no table {name}",
+                    self.database, self.target
+                )));
             }
         }
         for schema in &self.schemas {
             if !all.iter().any(|table| table.schema == *schema) {
-                return Err(Failure::permanent(format!("database {} on {} has no table in a schema {schema}", self.database, self.target)));
+                return Err(Failure::permanent(format!(
+                    "database {} on {} has no table in a schema {schema}",
+                    self.database, self.target
+                )));
             }
         }
         Ok(all
@@ -402,8 +430,44 @@ impl Backup {
         manifest.run == cx.run.as_str() && manifest.step == cx.step.as_str() && manifest.path == self.to.path
     }
 
+    /// Reads what was published as a restore would: whole, the same bytes, the same rows.
+    async fn read_back(
+        &self,
+        server: &Server,
+        storage: &Storage,
+        sha256: &str,
+        rows: &BTreeMap<String, u64>,
+        major: u32,
+        cx: &RunCx,
+    ) -> Result<(), Failure> {
+        let total = Some(storage.object(&self.to.path).await?.bytes);
+        let watch = |done: u64, _: Option<&str>| {
+            let message = Some("reading it back".to_owned());
+            cx.progress(Progress { done, total, unit: ProgressUnit::Bytes, message });
+        };
+        let pg_restore = match self.chosen().0 {
+            Format::Plain => None,
+            _ => Some(Command::new(server.tool("pg_restore", major).await?.path.to_string_lossy())),
+        };
+        let path = &self.to.path;
+        let proof = prove(storage, path, pg_restore.as_ref(), &cx.redactor, &cx.cancel, &watch).await?;
+        match proof.sha256 {
+            Some(there) if there != sha256 => {
+                Err(Failure::permanent(format!("`{path}` came out with the checksum {there}, not {sha256}"))
+                    .help("the storage damaged it, or something else writes there"))
+            }
+            _ => same_rows(&proof.survey, rows),
+        }
+    }
+
     /// Writes the server's roles beside the backup.
-    async fn globals(&self, server: &Server, storage: &Storage, major: u32, cx: &RunCx) -> Result<Companion, Failure> {
+    async fn globals(
+        &self,
+        server: &Server,
+        storage: &Storage,
+        major: u32,
+        cx: &RunCx,
+    ) -> Result<Companion, Failure> {
         let attempted = format!("write the roles of {}", self.target);
         let tool = server.tool("pg_dumpall", major).await?;
         let command = server.command(&tool, None).args(["--globals-only", "--no-password", "--database"]);
@@ -431,7 +495,13 @@ impl Backup {
     }
 
     /// Adds what would keep the backup from coming about.
-    async fn prove(&self, server: &Server, session: &Session, storage: &Storage, preview: Preview) -> Result<Preview, Failure> {
+    async fn prove(
+        &self,
+        server: &Server,
+        session: &Session,
+        storage: &Storage,
+        preview: Preview,
+    ) -> Result<Preview, Failure> {
         let major = session.server_facts().await?.version.major;
         let all = tables(session).await?;
         let chosen = self.chosen_tables(all)?;
@@ -441,7 +511,7 @@ impl Backup {
             summary: format!("{} ({}, {} tables)", preview.summary, Size(size), chosen.len()),
             ..preview
         };
-        for name in std::iter::once("pg_dump").chain(self.globals.then_some("pg_dumpall")) {
+        for name in ["pg_dump", "pg_restore"].into_iter().chain(self.globals.then_some("pg_dumpall")) {
             if let Err(failure) = server.tool(name, major).await {
                 preview = preview.blocked(failure.message, failure.help);
             }
@@ -550,15 +620,16 @@ fn writer(cx: &RunCx) -> String {
     format!("{}-{}", cx.run, cx.step)
 }
 
-/// A plain dump is read along: what went out must be what the snapshot holds.
-fn same_rows(taken: &Taken, rows: &BTreeMap<String, u64>) -> Result<(), Failure> {
-    let Some(survey) = &taken.survey else { return Ok(()) };
+/// What was dumped must be what the snapshot holds.
+fn same_rows(survey: &Survey, rows: &BTreeMap<String, u64>) -> Result<(), Failure> {
     for (table, counted) in rows {
         let dumped = survey.rows.get(table).copied();
         if dumped != Some(*counted) {
             let dumped = dumped.map_or_else(|| "no rows".to_owned(), |rows| format!("{rows} rows"));
-            return Err(Failure::permanent(format!("pg_dump wrote {dumped} of {table}, but its snapshot holds {counted}"))
-                .help("the backup was not published"));
+            return Err(Failure::permanent(format!(
+                "pg_dump wrote {dumped} of {table}, but its snapshot holds {counted}"
+            ))
+            .help("it is no backup and was not kept; see that pg_dump and the server fit each other"));
         }
     }
     Ok(())
@@ -576,21 +647,18 @@ async fn hash(storage: &Storage, path: &str, cx: &RunCx) -> Result<String, Failu
     Ok(source.checksum.hex())
 }
 
-async fn read_back(storage: &Storage, path: &str, sha256: &str, cx: &RunCx) -> Result<(), Failure> {
-    let there = hash(storage, path, cx).await?;
-    if there == sha256 {
-        return Ok(());
-    }
-    Err(Failure::permanent(format!("`{path}` in {} came out with the checksum {there}, not {sha256}", storage.target()))
-        .help("the storage damaged it, or something else wrote it: don't use it"))
-}
-
 fn done(manifest: &Manifest) -> Done {
-    Done::new(format!("{}: {}, {} tables, {} rows", manifest.path, Size(manifest.bytes), manifest.tables.len(), manifest.rows))
-        .output("path", manifest.path.clone())
-        .output("bytes", manifest.bytes)
-        .output("sha256", manifest.sha256.clone())
-        .output("taken_at", manifest.taken_at.to_string())
-        .output("tables", manifest.tables.len())
-        .output("rows", manifest.rows)
+    Done::new(format!(
+        "{}: {}, {} tables, {} rows",
+        manifest.path,
+        Size(manifest.bytes),
+        manifest.tables.len(),
+        manifest.rows
+    ))
+    .output("path", manifest.path.clone())
+    .output("bytes", manifest.bytes)
+    .output("sha256", manifest.sha256.clone())
+    .output("taken_at", manifest.taken_at.to_string())
+    .output("tables", manifest.tables.len())
+    .output("rows", manifest.rows)
 }

@@ -15,10 +15,12 @@ use crate::service::postgres::facts::{Activity, Database, TransactionStatus};
 use crate::service::postgres::{Server, Session, session_prefix};
 use crate::units::Size;
 
+pub mod backup;
 pub mod create_database;
 pub mod drop_database;
 pub mod execute;
 pub mod query;
+pub mod restore;
 pub mod swap_databases;
 pub mod verify;
 pub mod verify_counts;

@@ -6,7 +6,6 @@
 //! transaction: it is either still empty or whole.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use async_trait::async_trait;
 use schemars::JsonSchema;
@@ -17,13 +16,13 @@ use tokio::time::Instant;
 use super::{Outlook, POLL, SESSIONS_GONE, blame, check_database_name, end_leftovers, same_server, server};
 use crate::dump::count::{expect_rows, tables};
 use crate::dump::load::{Loader, conninfo, knows_restrict};
-use crate::dump::manifest::{Format, Manifest};
+use crate::dump::manifest::Format;
 use crate::dump::proof::{Proof, Watch, prove};
 use crate::dump::source::Source;
 use crate::dump::survey::Rules;
 use crate::failure::Failure;
 use crate::record::event::{Progress, ProgressUnit};
-use crate::service::postgres::tool::{Version, find as find_tool};
+use crate::service::postgres::tool::Version;
 use crate::service::postgres::{Server, Session, ident, literal, name_parts};
 use crate::service::process::Command;
 use crate::service::storage::Storage;
@@ -31,7 +30,7 @@ use crate::step::effect::{Access, Effect, Resource, Role};
 use crate::step::storage::{check_object_path, taken_at};
 use crate::step::world::Fact;
 use crate::step::{
-    Action, AfterKill, Certainty, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output,
+    AfterKill, Certainty, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output,
 };
 use crate::units::Size;
 
@@ -147,13 +146,22 @@ impl Step for Restore {
         }
         for (at, name) in self.tables.iter().enumerate() {
             if name_parts(name).is_none() {
-                found.add(format!("/tables/{at}"), format!("`{name}` is not a table's name"), Some("write it as schema.table".to_owned()));
+                found.add(
+                    format!("/tables/{at}"),
+                    format!("`{name}` is not a table's name"),
+                    Some("write it as schema.table".to_owned()),
+                );
             }
         }
-        let mut schemas: Vec<_> = self.tables.iter().filter_map(|name| name_parts(name)).map(|[schema, _]| schema).collect();
+        let mut schemas: Vec<_> =
+            self.tables.iter().filter_map(|name| name_parts(name)).map(|[schema, _]| schema).collect();
         schemas.dedup();
         if schemas.len() > 1 {
-            found.add("/tables", "the tables are of several schemas", Some("restore those of one schema in one step".to_owned()));
+            found.add(
+                "/tables",
+                "the tables are of several schemas",
+                Some("restore those of one schema in one step".to_owned()),
+            );
         }
     }
 
@@ -168,7 +176,10 @@ impl Step for Restore {
         preview = preview.fact(self.resource(), Fact::Present { rows });
         let Some(services) = cx.services else { return preview };
         // A step before writes the dump: it can't be looked at yet.
-        let made = cx.world.touching(&object).is_some_and(|_| cx.world.fact(&object).is_none_or(|foretold| foretold.because != *cx.step))
+        let made = cx
+            .world
+            .touching(&object)
+            .is_some_and(|_| cx.world.fact(&object).is_none_or(|foretold| foretold.because != *cx.step))
             && !self.is_there(services).await;
         let look = async {
             let (server, storage) = (services.postgres(&self.target)?, services.storage(&self.from.storage)?);
@@ -248,7 +259,9 @@ impl Restore {
             }
             let name = working_name(cx);
             return Ok(match session.find_database(&name).await? {
-                Some(_) => AfterKill::Partly { what: format!("{name} was not filled to its end; it is dropped and filled anew") },
+                Some(_) => AfterKill::Partly {
+                    what: format!("{name} was not filled to its end; it is dropped and filled anew"),
+                },
                 None => AfterKill::DidNotHappen { why: format!("{name} is not there") },
             });
         }
@@ -265,7 +278,13 @@ impl Restore {
         }
     }
 
-    async fn prove(&self, server: &Server, storage: &Storage, version: Version, watch: Watch<'_>) -> Result<Proof, Failure> {
+    async fn prove(
+        &self,
+        server: &Server,
+        storage: &Storage,
+        version: Version,
+        watch: Watch<'_>,
+    ) -> Result<Proof, Failure> {
         let pg_restore = match server.tool("pg_restore", version.major).await {
             Ok(tool) => Some(Command::new(tool.path.to_string_lossy()).args(self.narrowing())),
             // A plain dump needs none.
@@ -328,8 +347,16 @@ impl Restore {
             let rows = session.rows("look for the dump's roles", sql, &[&wanted]).await?;
             if !rows.is_empty() {
                 let roles: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-                let message = format!("`{}` gives objects to roles that {} doesn't have: {}", self.from.path, self.target, roles.join(", "));
-                missing.push(Failure::permanent(message).help("create them (a backup with `globals` has them beside it), or set `owner: none`"));
+                let message = format!(
+                    "`{}` gives objects to roles that {} doesn't have: {}",
+                    self.from.path,
+                    self.target,
+                    roles.join(", ")
+                );
+                missing.push(
+                    Failure::permanent(message)
+                        .help("create them (a backup with `globals` has them beside it), or set `owner: none`"),
+                );
             }
         }
         let wanted: Vec<&String> = proof.survey.extensions.iter().collect();
@@ -337,7 +364,12 @@ impl Restore {
         let rows = session.rows("look for the dump's extensions", sql, &[&wanted]).await?;
         if !rows.is_empty() {
             let extensions: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-            let message = format!("`{}` needs extensions that {} can't install: {}", self.from.path, self.target, extensions.join(", "));
+            let message = format!(
+                "`{}` needs extensions that {} can't install: {}",
+                self.from.path,
+                self.target,
+                extensions.join(", ")
+            );
             missing.push(Failure::permanent(message).help("install their packages on the server's host"));
         }
         Ok(missing)
@@ -354,8 +386,11 @@ impl Restore {
         cx: &RunCx,
     ) -> Result<Loaded, Failure> {
         if let Some(database) = session.find_database(&self.database).await? {
-            return Err(Failure::permanent(format!("database {} exists (oid {}) and is not this run's", self.database, database.oid))
-                .help("restore under another name and swap (postgres.swap_databases), or drop it in a step before"));
+            return Err(Failure::permanent(format!(
+                "database {} exists (oid {}) and is not this run's",
+                self.database, database.oid
+            ))
+            .help("restore under another name and swap (postgres.swap_databases), or drop it in a step before"));
         }
         let system = session.server_facts().await?.system_identifier;
         let name = working_name(cx);
@@ -388,12 +423,15 @@ impl Restore {
     async fn create(&self, session: &Session, name: &str, proof: &Proof, cx: &RunCx) -> Result<(), Failure> {
         let attempted = format!("create database {name} for {}", self.database);
         let mut encoding = String::new();
-        if let Some(said) = proof.manifest.as_ref().map(|manifest| &manifest.encoding).or(proof.survey.encoding.as_ref()) {
+        if let Some(said) =
+            proof.manifest.as_ref().map(|manifest| &manifest.encoding).or(proof.survey.encoding.as_ref())
+        {
             encoding = format!(" ENCODING {}", literal(said));
         }
         let create = |locale: &str| format!("CREATE DATABASE {} TEMPLATE template0{encoding}{locale}", ident(name));
         if let Some(manifest) = &proof.manifest {
-            let locale = format!(" LC_COLLATE {} LC_CTYPE {}", literal(&manifest.collate), literal(&manifest.ctype));
+            let locale =
+                format!(" LC_COLLATE {} LC_CTYPE {}", literal(&manifest.collate), literal(&manifest.ctype));
             match session.batch(&attempted, &create(&locale)).await {
                 Err(failure) if failure.message.contains("42809") || failure.message.contains("22023") => {
                     cx.log(&format!("{failure}: the server's own locale is used instead\n"));
@@ -503,7 +541,8 @@ impl Restore {
             command = command.arg("--single-transaction");
         }
         // pg_restore takes a schema's content without the schema.
-        let schemas = self.narrowing().into_iter().filter_map(|option| option.strip_prefix("--schema=").map(str::to_owned));
+        let schemas =
+            self.narrowing().into_iter().filter_map(|option| option.strip_prefix("--schema=").map(str::to_owned));
         let inside = server.connect(Some(database)).await?;
         for schema in schemas {
             let sql = format!("CREATE SCHEMA IF NOT EXISTS {}", ident(&schema));
@@ -519,13 +558,21 @@ impl Restore {
             return Ok(1);
         }
         let shared = storage.local_path(&self.from.path)?.is_some()
-            && (proof.format == Format::Directory || proof.compression == crate::dump::compression::Compression::None);
+            && (proof.format == Format::Directory
+                || proof.compression == crate::dump::compression::Compression::None);
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4) as u32);
         Ok(self.jobs.unwrap_or(if shared { cores } else { 1 }))
     }
 
     /// Counts the rows, compares them with the dump's, gathers statistics.
-    async fn count(&self, server: &Server, storage: &Storage, proof: &Proof, database: &str, cx: &RunCx) -> Result<Loaded, Failure> {
+    async fn count(
+        &self,
+        server: &Server,
+        storage: &Storage,
+        proof: &Proof,
+        database: &str,
+        cx: &RunCx,
+    ) -> Result<Loaded, Failure> {
         let session = server.connect(Some(database)).await?;
         let mut expected = proof.expected_rows();
         if let Some(manifest) = proof.manifest.as_ref().filter(|_| self.is_whole()) {
@@ -540,14 +587,20 @@ impl Restore {
         })
         .await?;
         if self.analyze {
-            cx.progress(Progress { done, total: Some(total), unit: ProgressUnit::Items, message: Some("ANALYZE".to_owned()) });
+            cx.progress(Progress {
+                done,
+                total: Some(total),
+                unit: ProgressUnit::Items,
+                message: Some("ANALYZE".to_owned()),
+            });
             session.batch("gather statistics", "ANALYZE").await?;
         }
         let taken_at = match &proof.manifest {
             Some(manifest) => Some(manifest.taken_at),
             None => taken_at(storage, &self.from.path).await?,
         };
-        let tables = tables(&session).await?.iter().filter(|table| !table.of_extension && !table.partitioned).count() as u64;
+        let tables =
+            tables(&session).await?.iter().filter(|table| !table.of_extension && !table.partitioned).count() as u64;
         Ok(Loaded { rows, tables, bytes: proof.object.bytes, taken_at: taken_at.map(|at| at.to_string()) })
     }
 
@@ -608,7 +661,12 @@ impl Restore {
                 }
             }
             Outlook::Absent { because } => preview.blocked(
-                format!("there is no database {} on {}{}", self.database, self.target, blame(because.as_ref(), "removes it")),
+                format!(
+                    "there is no database {} on {}{}",
+                    self.database,
+                    self.target,
+                    blame(because.as_ref(), "removes it")
+                ),
                 "create it in a step before (postgres.create_database), or set `create: true`".to_owned(),
             ),
             Outlook::Made { by, .. } => preview.blocked(
@@ -617,7 +675,8 @@ impl Restore {
             ),
             Outlook::There { .. } => preview.blocked(
                 format!("database {} exists on {}", self.database, self.target),
-                "restore under another name and swap (postgres.swap_databases), or drop it in a step before".to_owned(),
+                "restore under another name and swap (postgres.swap_databases), or drop it in a step before"
+                    .to_owned(),
             ),
             Outlook::Unseen => preview,
         })
@@ -645,7 +704,11 @@ impl Restore {
         // A step before may create roles or install extensions.
         let may_change = cx.world.touching(&Resource::server(&self.target)).is_some();
         for failure in self.fits_server(session, &proof).await? {
-            preview = if may_change { preview.warning(failure.message, failure.help) } else { preview.blocked(failure.message, failure.help) };
+            preview = if may_change {
+                preview.warning(failure.message, failure.help)
+            } else {
+                preview.blocked(failure.message, failure.help)
+            };
         }
         if let (None, Some(of)) = (&self.from.database, proof.database())
             && !self.database.starts_with(of)
@@ -661,7 +724,12 @@ impl Restore {
             && free < proof.object.bytes
         {
             preview = preview.blocked(
-                format!("`jobs` needs a copy of the archive ({}), but only {} are free in {}", Size(proof.object.bytes), Size(free), std::env::temp_dir().display()),
+                format!(
+                    "`jobs` needs a copy of the archive ({}), but only {} are free in {}",
+                    Size(proof.object.bytes),
+                    Size(free),
+                    std::env::temp_dir().display()
+                ),
                 "make room, point TMPDIR elsewhere, or leave `jobs` out".to_owned(),
             );
         }
@@ -671,10 +739,17 @@ impl Restore {
         };
         let all: u64 = rows.values().sum();
         let tables = rows.len();
-        preview.summary = format!("{} ({}, {tables} tables, {all} rows, proven whole)", preview.summary, Size(proof.object.bytes));
+        preview.summary = format!(
+            "{} ({}, {tables} tables, {all} rows, proven whole)",
+            preview.summary,
+            Size(proof.object.bytes)
+        );
         preview.facts.clear();
         let bytes = proof.object.bytes;
-        Ok(preview.fact(self.resource(), Fact::Present { rows: Some(rows) }).output("rows", all).output("bytes", bytes))
+        Ok(preview
+            .fact(self.resource(), Fact::Present { rows: Some(rows) })
+            .output("rows", all)
+            .output("bytes", bytes))
     }
 }
 
@@ -703,7 +778,12 @@ fn working_name(cx: &RunCx) -> String {
 }
 
 async fn drop_working(session: &Session, name: &str) -> Result<(), Failure> {
-    session.batch(format!("drop the half-filled database {name}"), &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(name))).await
+    session
+        .batch(
+            format!("drop the half-filled database {name}"),
+            &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(name)),
+        )
+        .await
 }
 
 /// What a database holds besides what every new one does; nothing when it is empty.

@@ -135,7 +135,10 @@ async fn backup(
 
 /// The time in a name, in UTC: `_20240201T100000Z`, `_20240201_100000`, `_2024-02-01`. A
 /// day alone is made exact by the time of writing where that lies in the same day.
-pub(super) fn named_time(path: &str, modified: Option<jiff::Timestamp>) -> Option<(jiff::Timestamp, jiff::Timestamp)> {
+pub(super) fn named_time(
+    path: &str,
+    modified: Option<jiff::Timestamp>,
+) -> Option<(jiff::Timestamp, jiff::Timestamp)> {
     static NAMED: LazyLock<Option<Regex>> =
         LazyLock::new(|| Regex::new(r"(\d{4})-?(\d{2})-?(\d{2})(?:[T_-](\d{2})[-_:]?(\d{2})[-_:]?(\d{2}))?").ok());
     let name = path.rsplit('/').next()?;

@@ -166,11 +166,7 @@ pub(super) async fn read_through(
     };
     drop(source);
     let proof = prove(storage, path, pg_restore.as_ref(), services.redactor(), services.cancel(), watch).await?;
-    Ok(Read {
-        bytes: proof.object.bytes,
-        sha256: proof.sha256.unwrap_or_default(),
-        survey: Some(proof.survey),
-    })
+    Ok(Read { bytes: proof.object.bytes, sha256: proof.sha256.unwrap_or_default(), survey: Some(proof.survey) })
 }
 
 async fn drain(source: &mut Source, watch: Watch<'_>) -> Result<(), Failure> {

@@ -1,0 +1,17 @@
+//! Backups and restores with real PostgreSQL, on disks and in buckets: whole, damaged,
+//! interrupted, and what finds, verifies, copies and prunes them.
+
+mod support;
+
+#[path = "dump_steps/backup.rs"]
+mod backup;
+#[path = "dump_steps/bucket.rs"]
+mod bucket;
+#[path = "dump_steps/damaged.rs"]
+mod damaged;
+#[path = "dump_steps/fixture.rs"]
+mod fixture;
+#[path = "dump_steps/restore.rs"]
+mod restore;
+#[path = "dump_steps/storages.rs"]
+mod storages;

@@ -1,0 +1,189 @@
+//! The same in a bucket: parts, faults of the connection, nothing by halves.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use lifeboat::service::storage::UploadOptions;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::fixture::{CONTENT, likeness, storage};
+use crate::support::{Databases, Harness, postgres, postgres_url, unique};
+
+fn endpoint() -> String {
+    std::env::var("LIFEBOAT_TEST_S3")
+        .expect("LIFEBOAT_TEST_S3 must name an S3 endpoint: start the services with `just services-up`")
+}
+
+/// A bucket of the test's own, reached through `endpoint`.
+async fn harness(test: &str, through: &str) -> Harness {
+    let bucket = unique(test).replace('_', "-");
+    let made = reqwest::Client::new().put(format!("{}/{bucket}", endpoint())).send().await.unwrap();
+    assert!(made.status().is_success(), "{made:?}");
+    let settings = [
+        ("bucket", bucket.as_str()),
+        ("root", "/backups"),
+        ("endpoint", through),
+        ("access_key_id", "testing"),
+        ("secret_access_key", "testing"),
+        ("disable_config_load", "true"),
+    ];
+    Harness::with([("db", postgres(&postgres_url())), ("store", storage("s3", &settings))])
+}
+
+/// Stands before the real endpoint; `fault` says what becomes of each connection, by its number.
+async fn proxy(fault: impl Fn(usize) -> Fault + Send + Sync + 'static) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let count = Arc::new(AtomicUsize::new(0));
+    let connections = count.clone();
+    let target = endpoint().trim_start_matches("http://").to_owned();
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let fault = fault(connections.fetch_add(1, Ordering::SeqCst));
+            let target = target.clone();
+            tokio::spawn(async move {
+                let mut server = TcpStream::connect(target).await.unwrap();
+                match fault {
+                    Fault::None => {
+                        let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                    }
+                    Fault::Refuse => {}
+                    Fault::CutRequest(bytes) => {
+                        let (mut from, mut to) = (client, server);
+                        let _ = tokio::io::copy(&mut (&mut from).take(bytes), &mut to).await;
+                    }
+                    Fault::CutAnswer(bytes) => {
+                        let (mut reads, mut writes) = client.split();
+                        let (mut answers, mut asks) = server.split();
+                        let asking = tokio::io::copy(&mut reads, &mut asks);
+                        let answering =
+                            async { tokio::io::copy(&mut (&mut answers).take(bytes), &mut writes).await };
+                        tokio::select! { _ = asking => {}, _ = answering => {} }
+                        let _ = writes.shutdown().await;
+                    }
+                }
+            });
+        }
+    });
+    (address, count)
+}
+
+enum Fault {
+    None,
+    Refuse,
+    CutRequest(u64),
+    CutAnswer(u64),
+}
+
+const LARGE: &str = "CREATE TABLE large AS SELECT g AS id, md5(g::text) || md5((g+1)::text) AS noise FROM generate_series(1, 250000) g;";
+
+#[tokio::test]
+async fn a_backup_of_several_parts_comes_back_the_same() {
+    let harness = harness("parts", &endpoint()).await;
+    let names = Databases::new("s3_parts");
+    let database = names.create("live", &format!("{CONTENT} {LARGE}")).await;
+    for (at, path) in ["d/a_20240201T100000Z.sql", "d/b.dump", "d/c.sql.zst"].into_iter().enumerate() {
+        let backup = json!({ "target": "db", "database": database, "to": { "storage": "store", "path": path } });
+        let done = harness.run("postgres.backup", backup.clone()).await.unwrap();
+        if at == 0 {
+            assert!(done.outputs["bytes"].as_u64().unwrap() > 16 << 20, "three parts: {:?}", done.outputs["bytes"]);
+            assert!(
+                harness.run("postgres.backup", backup).await.unwrap_err().message.contains("already has an object")
+            );
+        }
+        let found =
+            harness.run("storage.find", json!({ "target": "store", "prefix": "d/", "pick": path })).await.unwrap();
+        assert_eq!(found.outputs["sha256"], done.outputs["sha256"]);
+        let restored = names.name(&format!("r{at}"));
+        let jobs = if path == "d/b.dump" { Some(2) } else { None };
+        let params = json!({ "target": "db", "database": restored, "create": true, "jobs": jobs, "from": { "storage": "store", "path": path } });
+        harness.run("postgres.restore", params).await.unwrap();
+        assert_eq!(likeness(&restored), likeness(&database), "{path}");
+    }
+    let copy = json!({ "from": { "storage": "store", "path": "d/b.dump" }, "to": { "storage": "store", "path": "offsite/b.dump" } });
+    harness.run("storage.copy", copy).await.unwrap();
+    let prune = json!({ "target": "store", "prefix": "d/", "keep": { "last": 1 } });
+    let done = harness.run("storage.prune", prune).await.unwrap();
+    assert_eq!(done.outputs["kept"], json!(["d/c.sql.zst"]));
+    let store = harness.services.storage("store").unwrap();
+    let left: Vec<_> = store.list("").await.unwrap().into_iter().map(|object| object.path).collect();
+    assert_eq!(
+        left,
+        ["d/c.sql.zst", "d/c.sql.zst.manifest.json", "offsite/b.dump", "offsite/b.dump.manifest.json"]
+    );
+}
+
+#[tokio::test]
+async fn connections_that_break_are_tried_again() {
+    let faults = |connection| match connection {
+        0 | 3 => Fault::Refuse,
+        1 => Fault::CutRequest(3 << 20),
+        2 | 5 => Fault::CutAnswer(100),
+        _ => Fault::None,
+    };
+    let (through, connections) = proxy(faults).await;
+    let harness = harness("faults", &through).await;
+    let store = harness.services.storage("store").unwrap();
+    let content: Vec<u8> = (0..20_000_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let options = UploadOptions { writer: "t", expected_bytes: 0, replace: false };
+    store.put("x.bin", content.clone(), options).await.unwrap();
+    let mut back = vec![];
+    store.read("x.bin").await.unwrap().read_to_end(&mut back).await.unwrap();
+    assert!(back == content);
+    assert!(connections.load(Ordering::SeqCst) > 5);
+}
+
+#[tokio::test]
+async fn what_stays_broken_is_transient_and_nothing_appears() {
+    // The first connections do; then every one breaks.
+    let (through, _) =
+        proxy(|connection| if connection < 1 { Fault::None } else { Fault::CutRequest(1 << 20) }).await;
+    let harness = harness("broken", &through).await;
+    let store = harness.services.storage("store").unwrap();
+    let options = UploadOptions { writer: "t", expected_bytes: 0, replace: false };
+    let put = store.put("x.bin", vec![7; 20_000_000], options);
+    let failure = tokio::time::timeout(Duration::from_secs(120), put).await.unwrap().unwrap_err();
+    assert!(failure.transient, "{failure}");
+    let nobody = Harness::with([(
+        "store",
+        storage(
+            "s3",
+            &[
+                ("bucket", "b"),
+                ("endpoint", "http://127.0.0.1:1"),
+                ("access_key_id", "a"),
+                ("secret_access_key", "s3cr3t"),
+                ("disable_config_load", "true"),
+            ],
+        ),
+    )]);
+    let failure = nobody.run("storage.find", json!({ "target": "store", "prefix": "x" })).await.unwrap_err();
+    assert!(failure.transient && !failure.message.contains("s3cr3t"), "{failure}");
+}
+
+#[tokio::test]
+async fn a_lost_object_or_bucket_is_no_passing_trouble() {
+    let harness = harness("lost", &endpoint()).await;
+    let failure =
+        harness.run("storage.verify", json!({ "target": "store", "path": "nothing.dump" })).await.unwrap_err();
+    assert!(!failure.transient && failure.message.contains("no object"), "{failure}");
+    let other = Harness::with([(
+        "store",
+        storage(
+            "s3",
+            &[
+                ("bucket", "no-such-bucket-here"),
+                ("endpoint", &endpoint()),
+                ("access_key_id", "a"),
+                ("secret_access_key", "b"),
+                ("disable_config_load", "true"),
+            ],
+        ),
+    )]);
+    let failure = other.run("storage.find", json!({ "target": "store", "prefix": "x" })).await.unwrap_err();
+    assert!(!failure.transient && failure.message.contains("bucket"), "{failure}");
+}

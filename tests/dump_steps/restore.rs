@@ -1,0 +1,279 @@
+//! `postgres.restore` of dumps that are whole.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use lifeboat::step::world::World;
+use lifeboat::step::{Action, AfterKill, Certainty};
+use serde_json::{Value, json};
+
+use crate::fixture::{CONTENT, Place, ROWS, TABLES, gzip, likeness, pg_dump, role, tool, zstd};
+use crate::support::{postgres_url, sql, until, url_with, value};
+
+const RESTORE: &str = "postgres.restore";
+
+fn params(database: &str, path: &str, more: Value) -> Value {
+    let mut params = json!({ "target": "db", "database": database, "from": { "storage": "store", "path": path } });
+    params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    params
+}
+
+async fn exists(database: &str) -> bool {
+    value("postgres", &format!("SELECT 1 FROM pg_database WHERE datname = '{database}'")).await.is_some()
+}
+
+/// No database of this run is left under its working name.
+async fn nothing_left(place: &Place) -> bool {
+    let sql =
+        format!("SELECT 1 FROM pg_database WHERE starts_with(datname::text, 'lifeboat_{}')", place.harness.run);
+    value("postgres", &sql).await.is_none()
+}
+
+#[tokio::test]
+async fn dumps_by_other_tools_restore_the_same() {
+    let place = Place::new("rs_formats");
+    let database = place.names.create("live", CONTENT).await;
+    let before = likeness(&database);
+    let plain = pg_dump(&database, &[]);
+    std::fs::write(place.path("a_20240201_100000.sql.gz"), gzip(&plain)).unwrap();
+    // Two members, as pigz and `cat` make them.
+    std::fs::write(
+        place.path("b.sql.gz"),
+        [gzip(&plain[..plain.len() / 2]), gzip(&plain[plain.len() / 2..])].concat(),
+    )
+    .unwrap();
+    std::fs::write(place.path("c.sql.zst"), zstd(&plain)).unwrap();
+    std::fs::write(place.path("d.sql"), pg_dump(&database, &["--create"])).unwrap();
+    std::fs::write(place.path("e.sql"), pg_dump(&database, &["--inserts"])).unwrap();
+    std::fs::write(place.path("f.dump"), pg_dump(&database, &["-Fc"])).unwrap();
+    std::fs::write(place.path("g.dump.zst"), zstd(&pg_dump(&database, &["-Fc", "-Z0"]))).unwrap();
+    let folder = Command::new(tool("pg_dump"))
+        .args(["-Fd", "-j2", "-f"])
+        .arg(place.path("h"))
+        .arg(url_with(&postgres_url(), None, &database))
+        .status();
+    assert!(folder.unwrap().success());
+    for (at, (path, jobs)) in [
+        ("a_20240201_100000.sql.gz", None),
+        ("b.sql.gz", None),
+        ("c.sql.zst", None),
+        ("d.sql", None),
+        ("e.sql", None),
+        ("f.dump", None),
+        ("f.dump", Some(1)),
+        ("g.dump.zst", None),
+        ("g.dump.zst", Some(2)),
+        ("h", Some(2)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let restored = place.names.name(&format!("r{at}"));
+        let params = params(&restored, path, json!({ "create": true, "jobs": jobs }));
+        if at == 0 {
+            let preview = place.harness.preview(RESTORE, params.clone(), &World::default()).await;
+            assert_eq!((preview.action, preview.certainty), (Action::Create, Certainty::Observed), "{preview:?}");
+            assert_eq!(preview.outputs["rows"], ROWS);
+        }
+        let done = place.harness.run(RESTORE, params).await.unwrap_or_else(|failure| panic!("{path}: {failure}"));
+        assert_eq!(likeness(&restored), before, "{path}");
+        assert_eq!(done.outputs["tables"], TABLES, "{path}");
+        if at == 0 {
+            assert_eq!(done.outputs["taken_at"], "2024-02-01T10:00:00Z");
+        }
+        if path != "e.sql" {
+            assert_eq!(done.outputs["rows"], ROWS, "{path}");
+        }
+    }
+    assert!(nothing_left(&place).await);
+}
+
+#[tokio::test]
+async fn owners_come_back_or_are_left_out_and_missing_roles_are_said_first() {
+    let place = Place::new("rs_owner");
+    let owner = role("owner").await;
+    let database = place
+        .names
+        .create(
+            "live",
+            &format!("{CONTENT} ALTER TABLE auth.users OWNER TO {owner}; GRANT SELECT ON auth.orders TO {owner}"),
+        )
+        .await;
+    std::fs::write(place.path("a.sql.gz"), gzip(&pg_dump(&database, &[]))).unwrap();
+    std::fs::write(place.path("a.dump"), pg_dump(&database, &["-Fc"])).unwrap();
+    let owned = "SELECT tableowner FROM pg_tables WHERE tablename = 'users'";
+    for path in ["a.sql.gz", "a.dump"] {
+        let restored = place.names.name(&format!("keep_{}", path.len()));
+        place.harness.run(RESTORE, params(&restored, path, json!({ "create": true }))).await.unwrap();
+        assert_eq!(value(&restored, owned).await.unwrap(), owner);
+        sql(&restored, &format!("DROP OWNED BY {owner} CASCADE")).await;
+    }
+    sql(&database, &format!("DROP OWNED BY {owner} CASCADE; DROP ROLE {owner}")).await;
+    for path in ["a.sql.gz", "a.dump"] {
+        let restored = place.names.name(&format!("none_{}", path.len()));
+        let keep = params(&restored, path, json!({ "create": true }));
+        let preview = place.harness.preview(RESTORE, keep.clone(), &World::default()).await;
+        assert!(preview.action == Action::Blocked && preview.problems[0].message.contains(&owner), "{preview:?}");
+        let failure = place.harness.run(RESTORE, keep).await.unwrap_err();
+        assert!(failure.message.contains(&owner) && failure.help.unwrap().contains("owner: none"));
+        assert!(!exists(&restored).await && nothing_left(&place).await);
+        let done = place
+            .harness
+            .run(RESTORE, params(&restored, path, json!({ "create": true, "owner": "none" })))
+            .await
+            .unwrap();
+        assert_eq!(done.outputs["rows"], ROWS);
+        assert_eq!(value(&restored, owned).await.unwrap(), "postgres");
+    }
+}
+
+#[tokio::test]
+async fn parts_of_archives() {
+    let place = Place::new("rs_parts");
+    let database = place.names.create("live", CONTENT).await;
+    std::fs::write(place.path("a.dump"), pg_dump(&database, &["-Fc"])).unwrap();
+    std::fs::write(place.path("a.sql"), pg_dump(&database, &[])).unwrap();
+    let restored = place.names.name("tables");
+    let only = json!({ "create": true, "tables": ["auth.users", r#"auth."we""ird.t""#] });
+    let done = place.harness.run(RESTORE, params(&restored, "a.dump", only.clone())).await.unwrap();
+    assert_eq!((&done.outputs["rows"], &done.outputs["tables"]), (&json!(3002), &json!(2)));
+    let other = place.names.name("other");
+    for (path, more, said) in [
+        ("a.sql", only, "plain SQL"),
+        ("a.dump", json!({ "create": true, "tables": ["auth.nobody"] }), "no rows of auth.nobody"),
+        ("a.dump", json!({ "create": true, "schemas": ["elsewhere"] }), "no rows of elsewhere"),
+    ] {
+        let failure = place.harness.run(RESTORE, params(&other, path, more)).await.unwrap_err();
+        assert!(failure.message.contains(said), "{failure}");
+        assert!(!exists(&other).await);
+    }
+}
+
+#[tokio::test]
+async fn an_empty_database_is_filled_in_one_transaction_and_any_other_is_left_alone() {
+    let place = Place::new("rs_empty");
+    let database = place.names.create("live", CONTENT).await;
+    std::fs::write(place.path("a.sql"), pg_dump(&database, &[])).unwrap();
+    std::fs::write(place.path("a.dump"), pg_dump(&database, &["-Fc"])).unwrap();
+    for path in ["a.sql", "a.dump"] {
+        let empty = place.names.create(&format!("empty{}", path.len()), "").await;
+        let params = params(&empty, path, json!({}));
+        let preview = place.harness.preview(RESTORE, params.clone(), &World::default()).await;
+        assert_eq!((preview.action, preview.certainty), (Action::Change, Certainty::Observed), "{preview:?}");
+        let done = place.harness.run(RESTORE, params.clone()).await.unwrap();
+        assert_eq!(done.outputs["rows"], ROWS);
+        assert_eq!(place.harness.after_kill(RESTORE, params.clone()).await, AfterKill::Happened(done));
+        let fresh = Place::new("rs_again");
+        std::fs::copy(place.path(path), fresh.path(path)).unwrap();
+        let preview = fresh.harness.preview(RESTORE, params.clone(), &World::default()).await;
+        assert!(
+            preview.action == Action::Blocked && preview.problems[0].message.contains("not empty"),
+            "{preview:?}"
+        );
+        let failure = fresh.harness.run(RESTORE, params).await.unwrap_err();
+        assert!(failure.message.contains("not empty"), "{failure}");
+    }
+    let failure =
+        place.harness.run(RESTORE, params(&database, "a.sql", json!({ "create": true }))).await.unwrap_err();
+    assert!(failure.message.contains("exists"), "{failure}");
+}
+
+#[tokio::test]
+async fn a_kill_at_any_note_ends_in_one_whole_database() {
+    let place = Place::new("rs_kill");
+    let database = place.names.create("live", CONTENT).await;
+    std::fs::write(place.path("a.sql.gz"), gzip(&pg_dump(&database, &[]))).unwrap();
+    for notes in 1..=2 {
+        let place = Place::new("rs_kill_in");
+        std::fs::write(place.path("a.sql.gz"), gzip(&pg_dump(&database, &[]))).unwrap();
+        let restored = place.names.name("new");
+        let params = params(&restored, "a.sql.gz", json!({ "create": true }));
+        place.harness.run_and_kill_at_note(RESTORE, params.clone(), notes).await;
+        assert!(!exists(&restored).await, "nothing bears the name before it is whole");
+        let after = place.harness.after_kill(RESTORE, params.clone()).await;
+        match notes {
+            1 => assert!(matches!(after, AfterKill::DidNotHappen { .. }), "{after:?}"),
+            _ => assert!(matches!(after, AfterKill::Partly { .. }), "{after:?}"),
+        }
+        let done = place.harness.run(RESTORE, params.clone()).await.unwrap();
+        assert_eq!(done.outputs["rows"], ROWS);
+        assert!(nothing_left(&place).await);
+        assert_eq!(place.harness.after_kill(RESTORE, params.clone()).await, AfterKill::Happened(done.clone()));
+        assert_eq!(place.harness.run(RESTORE, params).await.unwrap().outputs, done.outputs, "it is not done twice");
+    }
+
+    // Killed after the one transaction that filled an empty database, before the rows were counted.
+    let empty = place.names.create("empty", "").await;
+    let params = params(&empty, "a.sql.gz", json!({}));
+    place.harness.run_and_kill_at_note(RESTORE, params.clone(), 2).await;
+    let forgotten: Vec<_> = place.harness.journal.notes();
+    assert_eq!(forgotten.len(), 2);
+    let done = place.harness.run(RESTORE, params).await.unwrap();
+    assert_eq!(done.outputs["rows"], ROWS);
+}
+
+#[tokio::test]
+async fn an_error_in_the_dump_is_told_with_its_line_and_leaves_nothing() {
+    let place = Place::new("rs_error");
+    let database = place.names.create("live", CONTENT).await;
+    let dump = String::from_utf8(pg_dump(&database, &[])).unwrap();
+    let broken = dump.replace("ALTER TABLE ONLY auth.users\n", "ALTER TABLE ONLY auth.nobody\n");
+    let line = broken.lines().position(|line| line == "ALTER TABLE ONLY auth.nobody").unwrap() + 1;
+    std::fs::write(place.path("a.sql.gz"), gzip(broken.as_bytes())).unwrap();
+    let restored = place.names.name("new");
+    let failure = place
+        .harness
+        .run(RESTORE, params(&restored, "a.sql.gz", json!({ "create": true, "owner": "none" })))
+        .await
+        .unwrap_err();
+    assert!(failure.message.contains("\"auth.nobody\" does not exist") && !failure.transient, "{failure}");
+    assert!(
+        (line..line + 3).any(|line| failure.message.contains(&format!("line {line}:"))),
+        "line {line}: {failure}"
+    );
+    assert!(!exists(&restored).await && nothing_left(&place).await);
+    let empty = place.names.create("empty", "").await;
+    place.harness.run(RESTORE, params(&empty, "a.sql.gz", json!({}))).await.unwrap_err();
+    assert_eq!(value(&empty, "SELECT count(*) FROM pg_namespace WHERE nspname = 'auth'").await.unwrap(), "0");
+
+    // Rows that a trigger of the dump's own swallows are missed.
+    let swallowed = dump.replace(
+        "COPY auth.users ",
+        "CREATE FUNCTION public.eat() RETURNS trigger LANGUAGE plpgsql AS $$begin if new.id = 7 then return null; end if; return new; end$$;\n\
+         CREATE TRIGGER eat BEFORE INSERT ON auth.users FOR EACH ROW EXECUTE FUNCTION public.eat();\nCOPY auth.users ",
+    );
+    std::fs::write(place.path("b.sql"), swallowed).unwrap();
+    let failure =
+        place.harness.run(RESTORE, params(&restored, "b.sql", json!({ "create": true }))).await.unwrap_err();
+    assert!(
+        failure.message.contains("auth.users has 2999 rows instead of 3000")
+            || failure.message.contains("violates foreign key"),
+        "{failure}"
+    );
+    assert!(!exists(&restored).await && nothing_left(&place).await);
+}
+
+#[tokio::test]
+async fn cancelling_ends_the_load_on_the_server_too() {
+    let place = Place::new("rs_cancel");
+    let database = place.names.create("live", CONTENT).await;
+    let dump = String::from_utf8(pg_dump(&database, &[])).unwrap();
+    let slow =
+        dump.replace("ALTER TABLE ONLY auth.users\n", "SELECT pg_sleep(120);\nALTER TABLE ONLY auth.users\n");
+    std::fs::write(place.path("a.sql"), slow).unwrap();
+    let restored = place.names.name("new");
+    let step = place.harness.step(RESTORE, params(&restored, "a.sql", json!({ "create": true })));
+    let cx = place.harness.next_attempt();
+    let running = tokio::spawn(async move { step.run(&cx).await });
+    let asleep = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE query ~ 'pg_sleep.120' AND datname = 'lifeboat_{}_the-step' AND pid <> pg_backend_pid()",
+        place.harness.run
+    );
+    until("it sleeps", || async { value("postgres", &asleep).await.unwrap() != "0" }).await;
+    let started = Instant::now();
+    place.harness.cancel.cancel();
+    let failure = running.await.unwrap().unwrap_err();
+    assert!(failure.transient && started.elapsed() < Duration::from_secs(20), "{failure}");
+    assert_eq!(value("postgres", &asleep).await.unwrap(), "0");
+    assert!(!exists(&restored).await && nothing_left(&place).await);
+}
