@@ -55,6 +55,23 @@ const S3_SETTINGS: &[&str] = &[
 const SMALLEST_PART: u64 = 8 << 20;
 const MOST_PARTS: u64 = 9_000;
 
+/// S3's codes for what no repetition mends.
+const REFUSALS: [&str; 13] = [
+    "NoSuchBucket",
+    "InvalidBucketName",
+    "AccessDenied",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidToken",
+    "ExpiredToken",
+    "AuthorizationHeaderMalformed",
+    "PermanentRedirect",
+    "InvalidRequest",
+    "InvalidArgument",
+    "EntityTooLarge",
+    "NotImplemented",
+];
+
 /// What ends the hidden name of a file that is being written.
 const PARTIAL: &str = ".partial";
 
@@ -368,8 +385,12 @@ impl Storage {
 
     fn failure(&self, error: &opendal::Error, verb: &str, path: &str) -> Failure {
         let message = format!("{verb} `{path}` in the storage `{}`: {}", self.target, self.words(error));
-        // Errors that opendal's own retries did not mend are "persistent": they may still pass.
-        let transient = error.is_temporary() || error.is_persistent() || error.kind() == ErrorKind::RateLimited;
+        let transient = match error.kind() {
+            ErrorKind::RateLimited | ErrorKind::Conflict => true,
+            // What opendal has no kind for: the connection broke, the server failed, or refused for good.
+            ErrorKind::Unexpected => !REFUSALS.iter().any(|code| message.contains(code)),
+            _ => false,
+        };
         let failure = Failure { message, transient, help: None };
         match error.kind() {
             ErrorKind::PermissionDenied => failure.help("check the storage's credentials and what they may do"),
@@ -381,7 +402,7 @@ impl Storage {
 
     /// The error's own words in one line, without opendal's context dump.
     fn words(&self, error: &opendal::Error) -> String {
-        let mut words = error.message().trim().to_owned();
+        let mut words = said(error.message().trim());
         let mut source = std::error::Error::source(error);
         while let Some(inner) = source {
             let text = inner.to_string();
@@ -512,6 +533,19 @@ impl Upload {
             }
             Sink::Parts(mut writer) => drop(writer.abort().await),
         }
+    }
+}
+
+/// An S3 server's code and message, out of the structure that opendal prints.
+fn said(message: &str) -> String {
+    let field = |name: &str| {
+        let start = message.find(&format!("{name}: \""))? + name.len() + 3;
+        let end = message[start..].find("\", ").map_or(message.len(), |end| start + end);
+        Some(message[start..end].to_owned())
+    };
+    match (field("code"), field("message")) {
+        (Some(code), Some(words)) if message.starts_with("S3Error") => format!("{code}: {words}"),
+        _ => message.to_owned(),
     }
 }
 

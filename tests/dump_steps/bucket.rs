@@ -53,8 +53,11 @@ async fn proxy(fault: impl Fn(usize) -> Fault + Send + Sync + 'static) -> (Strin
                     }
                     Fault::Refuse => {}
                     Fault::CutRequest(bytes) => {
-                        let (mut from, mut to) = (client, server);
-                        let _ = tokio::io::copy(&mut (&mut from).take(bytes), &mut to).await;
+                        let (mut reads, mut writes) = client.split();
+                        let (mut answers, mut asks) = server.split();
+                        let answering = tokio::io::copy(&mut answers, &mut writes);
+                        let asking = async { tokio::io::copy(&mut (&mut reads).take(bytes), &mut asks).await };
+                        tokio::select! { _ = asking => {}, _ = answering => {} }
                     }
                     Fault::CutAnswer(bytes) => {
                         let (mut reads, mut writes) = client.split();
@@ -100,7 +103,7 @@ async fn a_backup_of_several_parts_comes_back_the_same() {
         assert_eq!(found.outputs["sha256"], done.outputs["sha256"]);
         let restored = names.name(&format!("r{at}"));
         let jobs = if path == "d/b.dump" { Some(2) } else { None };
-        let params = json!({ "target": "db", "database": restored, "create": true, "jobs": jobs, "from": { "storage": "store", "path": path } });
+        let params = json!({ "target": "db", "database": restored, "create": true, "jobs": jobs.unwrap_or(1), "from": { "storage": "store", "path": path } });
         harness.run("postgres.restore", params).await.unwrap();
         assert_eq!(likeness(&restored), likeness(&database), "{path}");
     }

@@ -22,7 +22,7 @@ CREATE TABLE auth.orders (id int GENERATED ALWAYS AS IDENTITY, user_id bigint RE
 CREATE TABLE auth.orders_2024 PARTITION OF auth.orders FOR VALUES FROM ('2024-01-01') TO ('2025-01-01');
 INSERT INTO auth.orders (user_id, at) SELECT g, '2024-02-01' FROM generate_series(1, 50) g;
 CREATE TABLE empty_one (a int);
-CREATE FUNCTION auth.f(n int) RETURNS text LANGUAGE sql BEGIN ATOMIC SELECT CASE WHEN n > 1 THEN ';' ELSE 'x' END; SELECT 'y'; END;
+CREATE FUNCTION auth.f(n int) RETURNS text LANGUAGE sql BEGIN ATOMIC SELECT CASE WHEN n > 1 THEN ';' ELSE 'x' END; SELECT 'y'::text AS y; END;
 CREATE VIEW auth.v AS SELECT count(*) AS n FROM auth.users;
 SELECT lo_from_bytea(0, 'large object'::bytea);
 "#;

@@ -69,7 +69,7 @@ async fn dumps_by_other_tools_restore_the_same() {
     .enumerate()
     {
         let restored = place.names.name(&format!("r{at}"));
-        let params = params(&restored, path, json!({ "create": true, "jobs": jobs }));
+        let params = params(&restored, path, json!({ "create": true, "jobs": jobs.unwrap_or(1) }));
         if at == 0 {
             let preview = place.harness.preview(RESTORE, params.clone(), &World::default()).await;
             assert_eq!((preview.action, preview.certainty), (Action::Create, Certainty::Observed), "{preview:?}");
@@ -96,7 +96,7 @@ async fn owners_come_back_or_are_left_out_and_missing_roles_are_said_first() {
         .names
         .create(
             "live",
-            &format!("{CONTENT} ALTER TABLE auth.users OWNER TO {owner}; GRANT SELECT ON auth.orders TO {owner}"),
+            &format!("{CONTENT} ALTER TABLE auth.users OWNER TO {owner}; GRANT SELECT ON auth.orders TO {owner}; GRANT USAGE ON SCHEMA auth TO {owner}"),
         )
         .await;
     std::fs::write(place.path("a.sql.gz"), gzip(&pg_dump(&database, &[]))).unwrap();

@@ -50,10 +50,11 @@ pub struct Restore {
     /// Whether the database is created (it must not exist). Otherwise it must exist and be empty.
     #[serde(default)]
     create: bool,
-    /// How many connections load an archive. By default up to four where the archive's own
-    /// file can be read by all of them, else one. More than one needs `create`.
+    /// How many connections load an archive. More than one needs `create`, and a copy of the
+    /// archive in the temporary folder unless it lies uncompressed on a disk.
+    #[serde(default = "one")]
     #[schemars(range(min = 1, max = 64))]
-    jobs: Option<u32>,
+    jobs: u32,
     /// Only these schemas of an archive.
     #[serde(default)]
     schemas: Vec<String>,
@@ -97,6 +98,10 @@ const fn yes() -> bool {
     true
 }
 
+const fn one() -> u32 {
+    1
+}
+
 /// What a restore came to; noted before it becomes visible.
 #[derive(Clone, Debug, PartialEq)]
 struct Loaded {
@@ -134,7 +139,7 @@ impl Step for Restore {
     fn check(&self, found: &mut Findings) {
         check_database_name(found, "/database", &self.database);
         check_object_path(found, "/from/path", &self.from.path);
-        if self.jobs.is_some_and(|jobs| jobs > 1) && !self.create {
+        if self.jobs > 1 && !self.create {
             found.add(
                 "/jobs",
                 "several connections can't fill a database in one transaction",
@@ -549,19 +554,7 @@ impl Restore {
             inside.batch(format!("create schema {schema}"), &sql).await?;
         }
         drop(inside);
-        loader.archive(command, self.jobs(storage, proof)?).await
-    }
-
-    /// How many connections load an archive.
-    fn jobs(&self, storage: &Storage, proof: &Proof) -> Result<u32, Failure> {
-        if !self.create {
-            return Ok(1);
-        }
-        let shared = storage.local_path(&self.from.path)?.is_some()
-            && (proof.format == Format::Directory
-                || proof.compression == crate::dump::compression::Compression::None);
-        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4) as u32);
-        Ok(self.jobs.unwrap_or(if shared { cores } else { 1 }))
+        loader.archive(command, self.jobs).await
     }
 
     /// Counts the rows, compares them with the dump's, gathers statistics.
@@ -718,7 +711,7 @@ impl Restore {
                 format!("say `from: {{ database: {of} }}` if that is meant"),
             );
         }
-        if self.jobs.is_some_and(|jobs| jobs > 1)
+        if self.jobs > 1
             && storage.local_path(&self.from.path)?.is_none()
             && let Some(free) = crate::service::storage::free_space(&std::env::temp_dir())
             && free < proof.object.bytes
