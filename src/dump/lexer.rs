@@ -6,6 +6,10 @@
 //! numbers stay those of the dump. Memory is bounded: a statement is held until its end
 //! or up to [`HELD`], whichever comes first.
 
+mod nesting;
+
+use nesting::Nesting;
+
 use crate::failure::Failure;
 
 /// How much of a statement is held before it must be let go.
@@ -465,67 +469,4 @@ fn release(held: &mut Vec<u8>, verdict: Verdict, out: Option<&mut Vec<u8>>) {
 
 const fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'$' || byte >= 0x80
-}
-
-/// What keeps a semicolon from ending a statement: parentheses, and `BEGIN ATOMIC … END`
-/// in a function, told from other BEGINs by the statement's first words, as `psql` does.
-#[derive(Debug, Default)]
-struct Nesting {
-    parentheses: u32,
-    begins: u32,
-    /// The statement's first four words, by their first letter: `create or replace function`.
-    first: [u8; 4],
-    words: usize,
-    word: Vec<u8>,
-}
-
-impl Nesting {
-    fn word(&self) -> &[u8] {
-        &self.word
-    }
-
-    fn byte_of_word(&mut self, byte: u8) {
-        // Longer than any word that matters, and no longer.
-        if self.word.len() < 16 {
-            self.word.push(byte.to_ascii_lowercase());
-        }
-    }
-
-    fn end_of_word(&mut self) {
-        if self.word.is_empty() {
-            return;
-        }
-        let word = std::mem::take(&mut self.word);
-        if word[0].is_ascii_digit() {
-            return;
-        }
-        if let Some(first) = self.first.get_mut(self.words) {
-            *first = match &*word {
-                b"create" => b'c',
-                b"function" => b'f',
-                b"procedure" => b'p',
-                b"or" => b'o',
-                b"replace" => b'r',
-                _ => 0,
-            };
-        }
-        self.words += 1;
-        let function = matches!(self.first, [b'c', b'f' | b'p', ..] | [b'c', b'o', b'r', b'f' | b'p']);
-        if function && self.parentheses == 0 {
-            match &*word {
-                b"begin" => self.begins += 1,
-                b"case" if self.begins > 0 => self.begins += 1,
-                b"end" => self.begins = self.begins.saturating_sub(1),
-                _ => {}
-            }
-        }
-    }
-
-    fn parenthesis(&mut self, open: bool) {
-        self.parentheses = if open { self.parentheses + 1 } else { self.parentheses.saturating_sub(1) };
-    }
-
-    const fn ends_statement(&self) -> bool {
-        self.parentheses == 0 && self.begins == 0
-    }
 }

@@ -101,8 +101,7 @@ pub fn kind(text: &[u8]) -> Kind {
             _ => Kind::Other,
         },
         "select" => search_path_call(&tokens),
-        "create" if word(1, "database") => Kind::Database,
-        "alter" | "drop" if word(1, "database") => Kind::Database,
+        "create" | "alter" | "drop" if word(1, "database") => Kind::Database,
         "comment" if word(1, "on") && word(2, "database") => Kind::Database,
         "security"
             if word(1, "label")

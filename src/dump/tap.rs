@@ -1,5 +1,6 @@
 //! A reader that shows what goes through it, and the checksum made with one.
 
+use std::fmt::Write as _;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -45,10 +46,7 @@ impl Checksum {
     }
 
     /// A reader that feeds it.
-    pub fn tap<R: AsyncRead + Unpin>(&self, reader: R) -> impl AsyncRead + Send + Unpin + use<R>
-    where
-        R: Send,
-    {
+    pub fn tap<R: AsyncRead + Send + Unpin>(&self, reader: R) -> impl AsyncRead + Send + Unpin + use<R> {
         let own = self.clone();
         Tap::new(reader, move |piece: &[u8]| {
             own.update(piece);
@@ -64,7 +62,10 @@ impl Checksum {
     /// SHA-256 of what it has taken, in hex.
     pub fn hex(&self) -> String {
         let digest = self.0.lock().unwrap_or_else(PoisonError::into_inner).0.clone().finalize();
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        digest.iter().fold(String::with_capacity(64), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
     }
 }
 

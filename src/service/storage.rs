@@ -10,9 +10,12 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use opendal::layers::{RetryLayer, TimeoutLayer};
 use opendal::{ErrorKind, Operator};
-use tokio::io::{AsyncBufRead, AsyncReadExt, AsyncWriteExt};
-use tokio_util::bytes::Bytes;
+use tokio::io::{AsyncBufRead, AsyncReadExt};
 use tokio_util::io::StreamReader;
+
+mod upload;
+
+pub use upload::{Upload, UploadOptions};
 
 use super::{Services, StorageSettings, Target};
 use crate::failure::Failure;
@@ -51,10 +54,6 @@ const S3_SETTINGS: &[&str] = &[
     "default_acl",
 ];
 
-/// S3 takes parts from 5 MiB on, and 10,000 of them.
-const SMALLEST_PART: u64 = 8 << 20;
-const MOST_PARTS: u64 = 9_000;
-
 /// S3's codes for what no repetition mends.
 const REFUSALS: [&str; 13] = [
     "NoSuchBucket",
@@ -71,9 +70,6 @@ const REFUSALS: [&str; 13] = [
     "EntityTooLarge",
     "NotImplemented",
 ];
-
-/// What ends the hidden name of a file that is being written.
-const PARTIAL: &str = ".partial";
 
 /// An object, as a listing shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,9 +162,7 @@ impl Storage {
             Failure::permanent(format!("the storage `{target}`: {}", redactor.redact(&error.to_string())))
         })?;
         let operator = operator
-            .layer(
-                TimeoutLayer::new().with_timeout(Duration::from_secs(60)).with_io_timeout(Duration::from_secs(120)),
-            )
+            .layer(TimeoutLayer::new().with_timeout(Duration::from_mins(1)).with_io_timeout(Duration::from_mins(2)))
             .layer(
                 RetryLayer::new()
                     .with_max_times(4)
@@ -257,7 +251,7 @@ impl Storage {
         let mut objects = vec![];
         while let Some(entry) = entries.try_next().await.map_err(|error| failed(&error))? {
             let path = entry.path();
-            if !path.starts_with(prefix) || entry.metadata().is_dir() || is_partial(path) {
+            if !path.starts_with(prefix) || entry.metadata().is_dir() || upload::is_partial(path) {
                 continue;
             }
             if entry.metadata().last_modified().is_some() {
@@ -309,24 +303,7 @@ impl Storage {
         if !options.replace && self.stat(path).await?.is_some() {
             return Err(self.exists(path));
         }
-        let sink = if let Some(folder) = &self.folder {
-            let whole = folder.join(path);
-            let partial = partial_name(&whole, options.writer);
-            let file = create_partial(&partial).await.map_err(|error| self.file_failure(&error, "write", path))?;
-            Sink::File { file: tokio::io::BufWriter::with_capacity(1 << 20, file), partial, whole }
-        } else {
-            let part = SMALLEST_PART.max(options.expected_bytes / MOST_PARTS);
-            let writer = self
-                .operator
-                .writer_with(path)
-                .chunk(part as usize)
-                .concurrent(2)
-                .if_not_exists(!options.replace)
-                .await
-                .map_err(|error| self.failure(&error, "write", path))?;
-            Sink::Parts(Box::new(writer))
-        };
-        Ok(Upload { storage: self.clone(), path: path.to_owned(), replace: options.replace, bytes: 0, sink })
+        Upload::start(self, path, options).await
     }
 
     /// Writes a small object whole.
@@ -361,7 +338,7 @@ impl Storage {
     pub async fn remove_leftover(&self, path: &str, writer: &str) -> Result<(), Failure> {
         check_path(path)?;
         let Some(folder) = &self.folder else { return Ok(()) };
-        match tokio::fs::remove_file(partial_name(&folder.join(path), writer)).await {
+        match tokio::fs::remove_file(upload::partial_name(&folder.join(path), writer)).await {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(self.file_failure(&error, "remove the leftover of", path))
             }
@@ -429,113 +406,6 @@ impl Storage {
     }
 }
 
-/// How an object is written.
-#[derive(Clone, Copy, Debug)]
-pub struct UploadOptions<'a> {
-    /// Who writes, unique among those that may write the same object at once and the
-    /// same again after a kill: names the hidden file.
-    pub writer: &'a str,
-    /// A guess at the size, to choose the size of parts.
-    pub expected_bytes: u64,
-    /// Whether an object of that name is replaced. Otherwise it is refused.
-    pub replace: bool,
-}
-
-/// An object that is being written.
-#[derive(Debug)]
-pub struct Upload {
-    storage: Storage,
-    path: String,
-    replace: bool,
-    bytes: u64,
-    sink: Sink,
-}
-
-enum Sink {
-    File { file: tokio::io::BufWriter<tokio::fs::File>, partial: PathBuf, whole: PathBuf },
-    Parts(Box<opendal::Writer>),
-}
-
-impl std::fmt::Debug for Sink {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::File { .. } => "File",
-            Self::Parts(_) => "Parts",
-        })
-    }
-}
-
-impl Upload {
-    /// Appends.
-    ///
-    /// # Errors
-    /// When the storage doesn't take it: call [`Upload::abort`].
-    pub async fn write(&mut self, piece: Bytes) -> Result<(), Failure> {
-        self.bytes += piece.len() as u64;
-        match &mut self.sink {
-            Sink::File { file, .. } => {
-                file.write_all(&piece).await.map_err(|error| self.storage.file_failure(&error, "write", &self.path))
-            }
-            Sink::Parts(writer) => {
-                writer.write(piece).await.map_err(|error| self.storage.failure(&error, "write", &self.path))
-            }
-        }
-    }
-
-    /// Bytes written so far.
-    pub const fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Makes the object appear, whole and durable, and reads its size back. Gives the size.
-    ///
-    /// # Errors
-    /// When it can't be completed; nothing appears then, unless the storage completed it
-    /// and only its answer was lost.
-    pub async fn publish(self) -> Result<u64, Failure> {
-        let Self { storage, path, replace, bytes, sink } = self;
-        match sink {
-            Sink::File { file, partial, whole } => {
-                let published = publish_file(file, &partial, &whole, replace).await;
-                if published.is_err() {
-                    drop(tokio::fs::remove_file(&partial).await);
-                }
-                published.map_err(|error| match error.kind() {
-                    std::io::ErrorKind::AlreadyExists => storage.exists(&path),
-                    _ => storage.file_failure(&error, "publish", &path),
-                })?;
-            }
-            Sink::Parts(mut writer) => {
-                if let Err(error) = writer.close().await {
-                    drop(writer.abort().await);
-                    return Err(match error.kind() {
-                        ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists => storage.exists(&path),
-                        _ => storage.failure(&error, "publish", &path),
-                    });
-                }
-            }
-        }
-        let there = storage.object(&path).await?.bytes;
-        if there != bytes {
-            let message =
-                format!("`{path}` in the storage `{}` has {there} bytes, but {bytes} were written", storage.target);
-            return Err(Failure::permanent(message).help("something else writes that object; choose another path"));
-        }
-        Ok(bytes)
-    }
-
-    /// Gives up: nothing appears. What can't be removed stays hidden.
-    pub async fn abort(self) {
-        match self.sink {
-            Sink::File { file, partial, .. } => {
-                drop(file);
-                drop(tokio::fs::remove_file(&partial).await);
-            }
-            Sink::Parts(mut writer) => drop(writer.abort().await),
-        }
-    }
-}
-
 /// An S3 server's code and message, out of the structure that opendal prints.
 fn said(message: &str) -> String {
     let field = |name: &str| {
@@ -549,55 +419,11 @@ fn said(message: &str) -> String {
     }
 }
 
-async fn create_partial(partial: &Path) -> std::io::Result<tokio::fs::File> {
-    if let Some(parent) = partial.parent() {
-        tokio::fs::create_dir_all(parent).await?;
-    }
-    // Backups hold personal data and password hashes: for the owner's eyes only.
-    tokio::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(partial).await
-}
-
-async fn publish_file(
-    mut file: tokio::io::BufWriter<tokio::fs::File>,
-    partial: &Path,
-    whole: &Path,
-    replace: bool,
-) -> std::io::Result<()> {
-    file.flush().await?;
-    file.get_ref().sync_all().await?;
-    if replace {
-        tokio::fs::rename(partial, whole).await?;
-    } else {
-        // A link refuses to replace what another writer has put there; a rename would not.
-        match tokio::fs::hard_link(partial, whole).await {
-            Ok(()) => tokio::fs::remove_file(partial).await?,
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(error),
-            // A file system without links: look, then rename.
-            Err(_) if tokio::fs::try_exists(whole).await? => return Err(std::io::ErrorKind::AlreadyExists.into()),
-            Err(_) => tokio::fs::rename(partial, whole).await?,
-        }
-    }
-    if let Some(parent) = whole.parent() {
-        tokio::fs::File::open(parent).await?.sync_all().await?;
-    }
-    Ok(())
-}
-
 /// The bytes that may still be written to the file system of `path`.
 pub fn free_space(path: &Path) -> Option<u64> {
     let stat = nix::sys::statvfs::statvfs(path).ok()?;
     #[allow(clippy::useless_conversion, reason = "the width differs between systems")]
     Some(u64::from(stat.blocks_available()) * u64::from(stat.fragment_size()))
-}
-
-fn partial_name(whole: &Path, writer: &str) -> PathBuf {
-    let name = whole.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let writer: String = writer.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-    whole.with_file_name(format!(".{name}.{writer}{PARTIAL}"))
-}
-
-fn is_partial(path: &str) -> bool {
-    path.rsplit('/').next().is_some_and(|name| name.starts_with('.') && name.ends_with(PARTIAL))
 }
 
 fn object(path: &str, metadata: &opendal::Metadata) -> Object {
