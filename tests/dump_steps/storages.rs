@@ -126,6 +126,14 @@ async fn a_preview_finds_now_or_waits_for_the_step_that_changes_it() {
     let preview = place.harness.preview("storage.find", params.clone(), &World::default()).await;
     assert_eq!((preview.action, preview.certainty), (Action::Read, Certainty::Observed), "{preview:?}");
     assert_eq!(preview.outputs["path"], "d/a.sql.gz");
+    // Found is not changed: what follows looks at it all the same.
+    let mut world = World::default();
+    for (resource, fact) in preview.facts.clone() {
+        world.foretell(resource, fact, &"find".into());
+    }
+    let verify = json!({ "target": "store", "path": "d/a.sql.gz" });
+    let verified = place.harness.preview("storage.verify", verify, &world).await;
+    assert_eq!(verified.certainty, Certainty::Observed, "{verified:?}");
     let rows = Some([("auth.users".to_owned(), 2)].into());
     assert_eq!(preview.facts, [(Resource::object("store", "d/a.sql.gz"), Fact::Present { rows })]);
     let mut world = World::default();

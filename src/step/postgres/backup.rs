@@ -4,13 +4,17 @@
 //! the dump holds while others go on writing. The object appears whole, the manifest last.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::io::AsyncReadExt;
+
+mod foresee;
+mod snapshot;
+
+use snapshot::Snapshot;
 
 use super::{ReadAt, check_database_name, end_leftovers, server};
 use crate::dump::compression::Compression;
@@ -22,14 +26,14 @@ use crate::dump::survey::Survey;
 use crate::dump::take::Taker;
 use crate::failure::Failure;
 use crate::record::event::{Progress, ProgressUnit};
-use crate::service::postgres::{Server, Session, ident, literal, name_parts};
+use crate::service::postgres::{Server, ident, name_parts};
 use crate::service::process::Command;
 use crate::service::storage::{Storage, UploadOptions};
 use crate::step::effect::{Access, Effect, Resource, Role};
 use crate::step::storage::{Place, check_object_path};
 use crate::step::world::Fact;
 use crate::step::{
-    Action, AfterKill, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output,
+    AfterKill, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output,
 };
 use crate::units::Size;
 
@@ -162,7 +166,7 @@ impl Step for Backup {
             .fact(self.object(), Fact::Present { rows: None })
             .output("path", self.to.path.clone());
         if cx.is_unknown("/to/path") {
-            return Preview { outputs: Default::default(), ..assumed };
+            return Preview { outputs: BTreeMap::default(), ..assumed };
         }
         let (session, certainty) = match ReadAt::find(cx, &self.target, Some(&self.database)).await {
             Ok(ReadAt::Now(session, certainty)) => (session, certainty),
@@ -301,12 +305,11 @@ impl Backup {
     /// What is asked for, or else what the path says.
     fn chosen(&self) -> (Format, Compression) {
         let named = ending(&self.to.path);
-        let stem = self.to.path.trim_end_matches(".gz").trim_end_matches(".zst");
+        let plain = [".sql", ".sql.gz", ".sql.zst"].iter().any(|ending| self.to.path.ends_with(ending));
         let format = match self.format {
             Some(FormatChoice::Plain) => Format::Plain,
-            Some(_) => Format::Custom,
-            None if stem.ends_with(".sql") => Format::Plain,
-            None => Format::Custom,
+            None if plain => Format::Plain,
+            _ => Format::Custom,
         };
         let by_default = if format == Format::Plain { Compression::None } else { Compression::Gzip };
         (format, self.compression.or(named).unwrap_or(by_default))
@@ -371,43 +374,6 @@ impl Backup {
             .filter(|table| self.tables.is_empty() || named(&self.tables, table))
             .filter(|table| !named(&self.exclude, table))
             .collect())
-    }
-
-    /// Counts rows in the dump's snapshot, on as many connections as `jobs` says.
-    async fn count(
-        &self,
-        server: &Server,
-        session: &Session,
-        snapshot: &Snapshot,
-        chosen: &[Table],
-    ) -> Result<BTreeMap<String, u64>, Failure> {
-        let mut others = vec![];
-        for _ in 1..self.jobs.min(chosen.len() as u32) {
-            let other = server.connect(Some(&self.database)).await?;
-            let share = format!(
-                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off; SET TRANSACTION SNAPSHOT {}",
-                literal(&snapshot.name)
-            );
-            other.batch("share the dump's snapshot", &share).await?;
-            others.push(other);
-        }
-        // The largest first, so that no connection ends with it alone.
-        let mut queue: Vec<&Table> = chosen.iter().collect();
-        queue.sort_by_key(|table| table.bytes);
-        let (queue, counts) = (Mutex::new(queue), Mutex::new(BTreeMap::new()));
-        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let work = std::iter::once(session).chain(&others).map(|session| {
-            let (next, counts) = (&next, &counts);
-            async move {
-                while let Some(table) = next() {
-                    let rows = table.count(session).await?;
-                    counts.lock().unwrap_or_else(PoisonError::into_inner).insert(table.key(), rows);
-                }
-                Ok::<_, Failure>(())
-            }
-        });
-        futures::future::try_join_all(work).await?;
-        Ok(counts.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Removes what an attempt of this step left: a hidden file, or an object that it
@@ -492,117 +458,6 @@ impl Backup {
         let options = UploadOptions { writer: &writer(cx), expected_bytes: bytes, replace: true };
         storage.put(&path, content, options).await?;
         Ok(Companion { path, bytes, sha256: checksum.hex() })
-    }
-
-    /// Adds what would keep the backup from coming about.
-    async fn prove(
-        &self,
-        server: &Server,
-        session: &Session,
-        storage: &Storage,
-        preview: Preview,
-    ) -> Result<Preview, Failure> {
-        let major = session.server_facts().await?.version.major;
-        let all = tables(session).await?;
-        let chosen = self.chosen_tables(all)?;
-        let size: u64 = chosen.iter().map(|table| table.bytes).sum();
-        let mut preview = Preview {
-            action: Action::Create,
-            summary: format!("{} ({}, {} tables)", preview.summary, Size(size), chosen.len()),
-            ..preview
-        };
-        for name in ["pg_dump", "pg_restore"].into_iter().chain(self.globals.then_some("pg_dumpall")) {
-            if let Err(failure) = server.tool(name, major).await {
-                preview = preview.blocked(failure.message, failure.help);
-            }
-        }
-        let hidden = self.unreadable(session).await?;
-        if !hidden.is_empty() {
-            preview = preview.blocked(
-                format!("role {} may not read all of {}: {}", server.user(), self.database, hidden.join(", ")),
-                "use a role that may read every row (a superuser, or pg_read_all_data with BYPASSRLS)".to_owned(),
-            );
-        }
-        if self.globals && !session.role().await?.superuser {
-            preview = preview.blocked(
-                "only a superuser may read the roles' passwords, which `globals` writes".to_owned(),
-                "use a superuser, or leave `globals` out".to_owned(),
-            );
-        }
-        if storage.stat(&self.to.path).await?.is_some() {
-            preview = preview.blocked(
-                format!("{} is there already in {}", self.to.path, self.to.storage),
-                "objects are never overwritten: put the time into the path".to_owned(),
-            );
-        }
-        // A dump is seldom larger than its tables; compressed, a fifth of them is usual.
-        let need = if self.chosen().1 == Compression::None { size } else { size / 5 };
-        if let Some(free) = storage.free_space().filter(|free| *free < need) {
-            preview = preview.blocked(
-                format!("{} has {} free; the backup may need {}", self.to.storage, Size(free), Size(need)),
-                "make room there".to_owned(),
-            );
-        }
-        Ok(preview)
-    }
-
-    /// Tables that the role may not read, or not all rows of: at most five.
-    async fn unreadable(&self, session: &Session) -> Result<Vec<String>, Failure> {
-        let role = session.role().await?;
-        let sql = "SELECT format('%I.%I', n.nspname, c.relname) \
-                   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-                   WHERE c.relkind IN ('r', 'p', 'S') AND c.relpersistence <> 't' \
-                     AND n.nspname <> 'information_schema' AND NOT starts_with(n.nspname, 'pg_') \
-                     AND (NOT has_schema_privilege(n.oid, 'USAGE') \
-                          OR (c.relkind <> 'S' AND NOT has_table_privilege(c.oid, 'SELECT')) \
-                          OR (c.relkind = 'S' AND NOT has_sequence_privilege(c.oid, 'SELECT')) \
-                          OR (c.relrowsecurity AND NOT $1 AND (c.relforcerowsecurity OR NOT pg_has_role(c.relowner, 'USAGE')))) \
-                   ORDER BY 1 LIMIT 5";
-        let rows = session.rows("look for tables that can't be read", sql, &[&role.bypass_rls]).await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
-    }
-}
-
-/// What the dump and the counts see.
-struct Snapshot {
-    name: String,
-    taken_at: jiff::Timestamp,
-    wal_lsn: String,
-    server_version: String,
-    server_major: u32,
-    system_identifier: String,
-    encoding: String,
-    collate: String,
-    ctype: String,
-}
-
-impl Snapshot {
-    /// Takes one, which lives as long as the session's transaction.
-    async fn take(session: &Session) -> Result<Self, Failure> {
-        let facts = session.server_facts().await?;
-        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off";
-        session.batch("take a snapshot", begin).await?;
-        let sql = "SELECT pg_export_snapshot(), \
-                          to_char(transaction_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), \
-                          CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text, \
-                          current_setting('server_version'), \
-                          pg_encoding_to_char(encoding), datcollate::text, datctype::text \
-                   FROM pg_catalog.pg_database WHERE datname = current_database()";
-        let row = session.row("take a snapshot", sql, &[]).await?;
-        let taken_at: String = row.get(1);
-        Ok(Self {
-            name: row.get(0),
-            taken_at: taken_at
-                .parse()
-                .map_err(|error| Failure::permanent(format!("the server's time {taken_at}: {error}")))?,
-            wal_lsn: row.get::<_, Option<String>>(2).unwrap_or_default(),
-            server_version: row.get(3),
-            server_major: facts.version.major,
-            system_identifier: facts.system_identifier.unwrap_or_default(),
-            encoding: row.get(4),
-            collate: row.get(5),
-            ctype: row.get(6),
-        })
     }
 }
 

@@ -5,34 +5,30 @@
 //! interrupted attempt left is this run's to drop. An empty database is filled in one
 //! transaction: it is either still empty or whole.
 
-use std::collections::BTreeMap;
-
 use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
-use super::{Outlook, POLL, SESSIONS_GONE, blame, check_database_name, end_leftovers, same_server, server};
-use crate::dump::count::{expect_rows, tables};
-use crate::dump::load::{Loader, conninfo, knows_restrict};
+mod fill;
+mod foresee;
+
+use super::{check_database_name, end_leftovers, same_server, server};
 use crate::dump::manifest::Format;
 use crate::dump::proof::{Proof, Watch, prove};
 use crate::dump::source::Source;
-use crate::dump::survey::Rules;
 use crate::failure::Failure;
 use crate::record::event::{Progress, ProgressUnit};
 use crate::service::postgres::tool::Version;
-use crate::service::postgres::{Server, Session, ident, literal, name_parts};
+use crate::service::postgres::{Server, Session, name_parts};
 use crate::service::process::Command;
 use crate::service::storage::Storage;
 use crate::step::effect::{Access, Effect, Resource, Role};
-use crate::step::storage::{check_object_path, taken_at};
+use crate::step::storage::{changed_by, check_object_path};
 use crate::step::world::Fact;
 use crate::step::{
     AfterKill, Certainty, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output,
 };
-use crate::units::Size;
 
 /// Restores a dump: plain SQL, plain or compressed with gzip or zstd, a custom archive, or
 /// a directory archive on a disk. It is proven whole before anything is touched.
@@ -180,17 +176,12 @@ impl Step for Restore {
         });
         preview = preview.fact(self.resource(), Fact::Present { rows });
         let Some(services) = cx.services else { return preview };
-        // A step before writes the dump: it can't be looked at yet.
-        let made = cx
-            .world
-            .touching(&object)
-            .is_some_and(|_| cx.world.fact(&object).is_none_or(|foretold| foretold.because != *cx.step))
-            && !self.is_there(services).await;
         let look = async {
             let (server, storage) = (services.postgres(&self.target)?, services.storage(&self.from.storage)?);
             let session = server.connect(None).await?;
             let preview = self.foresee_database(cx, &server, &session, preview.clone()).await?;
-            if cx.is_unknown("/from") || made {
+            // A step before writes the dump: it can't be looked at yet.
+            if cx.is_unknown("/from") || changed_by(cx.world, &storage, &object).await.is_some() {
                 return Ok(Preview { certainty: preview.certainty.max(Certainty::Assumed), ..preview });
             }
             self.foresee_dump(cx, &server, &session, &storage, preview).await
@@ -214,9 +205,9 @@ impl Step for Restore {
         let proof = self.prove(&server, &storage, version, &prove_watch).await?;
         self.fits_server(&session, &proof).await?.into_iter().next().map_or(Ok(()), Err)?;
         let loaded = if self.create {
-            self.into_new(&server, &session, &storage, &proof, version, cx).await
+            self.fill_new(&server, &session, &storage, &proof, version, cx).await
         } else {
-            self.into_empty(&server, &session, &storage, &proof, version, cx).await
+            self.fill_empty(&server, &session, &storage, &proof, version, cx).await
         };
         loaded.map(|loaded| self.done(&loaded)).map_err(|failure| failure.context(self.attempted()))
     }
@@ -343,260 +334,6 @@ impl Restore {
         }
     }
 
-    /// What the dump needs and the server doesn't have.
-    async fn fits_server(&self, session: &Session, proof: &Proof) -> Result<Vec<Failure>, Failure> {
-        let mut missing = vec![];
-        if self.owner == Owner::Keep {
-            let wanted: Vec<&String> = proof.survey.roles.iter().collect();
-            let sql = "SELECT w FROM unnest($1::text[]) w WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = w) ORDER BY 1";
-            let rows = session.rows("look for the dump's roles", sql, &[&wanted]).await?;
-            if !rows.is_empty() {
-                let roles: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-                let message = format!(
-                    "`{}` gives objects to roles that {} doesn't have: {}",
-                    self.from.path,
-                    self.target,
-                    roles.join(", ")
-                );
-                missing.push(
-                    Failure::permanent(message)
-                        .help("create them (a backup with `globals` has them beside it), or set `owner: none`"),
-                );
-            }
-        }
-        let wanted: Vec<&String> = proof.survey.extensions.iter().collect();
-        let sql = "SELECT w FROM unnest($1::text[]) w WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_available_extensions WHERE name = w) ORDER BY 1";
-        let rows = session.rows("look for the dump's extensions", sql, &[&wanted]).await?;
-        if !rows.is_empty() {
-            let extensions: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-            let message = format!(
-                "`{}` needs extensions that {} can't install: {}",
-                self.from.path,
-                self.target,
-                extensions.join(", ")
-            );
-            missing.push(Failure::permanent(message).help("install their packages on the server's host"));
-        }
-        Ok(missing)
-    }
-
-    /// Creates a database under a name of this run's own, fills it, and gives it its name.
-    async fn into_new(
-        &self,
-        server: &Server,
-        session: &Session,
-        storage: &Storage,
-        proof: &Proof,
-        version: Version,
-        cx: &RunCx,
-    ) -> Result<Loaded, Failure> {
-        if let Some(database) = session.find_database(&self.database).await? {
-            return Err(Failure::permanent(format!(
-                "database {} exists (oid {}) and is not this run's",
-                self.database, database.oid
-            ))
-            .help("restore under another name and swap (postgres.swap_databases), or drop it in a step before"));
-        }
-        let system = session.server_facts().await?.system_identifier;
-        let name = working_name(cx);
-        drop_working(session, &name).await?;
-        cx.note(json!({ "system": system, "working": name })).await?;
-        self.create(session, &name, proof, cx).await?;
-        let filled = async {
-            self.load(server, storage, proof, version, &name, cx).await?;
-            let loaded = self.count(server, storage, proof, &name, cx).await?;
-            cx.note(json!({ "system": system, "working": name, "loaded": loaded.note() })).await?;
-            self.give_name(session, &name, &loaded, cx).await?;
-            Ok(loaded)
-        };
-        let failure = match filled.await {
-            Ok(loaded) => return Ok(loaded),
-            Err(failure) => failure,
-        };
-        // Half a database serves nobody. What can't be dropped now, the next attempt drops.
-        let tidy = async {
-            let session = server.detached().connect(None).await?;
-            end_leftovers(&session, cx).await?;
-            drop_working(&session, &name).await
-        };
-        if let Err(left) = tidy.await {
-            cx.log(&format!("{name} is left behind: {left}\n"));
-        }
-        Err(failure)
-    }
-
-    async fn create(&self, session: &Session, name: &str, proof: &Proof, cx: &RunCx) -> Result<(), Failure> {
-        let attempted = format!("create database {name} for {}", self.database);
-        let mut encoding = String::new();
-        if let Some(said) =
-            proof.manifest.as_ref().map(|manifest| &manifest.encoding).or(proof.survey.encoding.as_ref())
-        {
-            encoding = format!(" ENCODING {}", literal(said));
-        }
-        let create = |locale: &str| format!("CREATE DATABASE {} TEMPLATE template0{encoding}{locale}", ident(name));
-        if let Some(manifest) = &proof.manifest {
-            let locale =
-                format!(" LC_COLLATE {} LC_CTYPE {}", literal(&manifest.collate), literal(&manifest.ctype));
-            match session.batch(&attempted, &create(&locale)).await {
-                Err(failure) if failure.message.contains("42809") || failure.message.contains("22023") => {
-                    cx.log(&format!("{failure}: the server's own locale is used instead\n"));
-                }
-                answered => return answered,
-            }
-        }
-        session.batch(&attempted, &create("")).await
-    }
-
-    async fn give_name(&self, session: &Session, name: &str, loaded: &Loaded, cx: &RunCx) -> Result<(), Failure> {
-        let sql = format!(
-            "BEGIN; COMMENT ON DATABASE {working} IS {}; ALTER DATABASE {working} RENAME TO {}; COMMIT",
-            literal(&self.marker(cx, loaded)),
-            ident(&self.database),
-            working = ident(name),
-        );
-        let deadline = Instant::now() + SESSIONS_GONE;
-        loop {
-            match session.batch(format!("name the restored database {}", self.database), &sql).await {
-                // The sessions that filled it may take a moment to be gone.
-                Err(failure) if failure.message.contains("55006") && Instant::now() < deadline => {
-                    session.batch("give up the transaction", "ROLLBACK").await?;
-                    tokio::time::sleep(POLL).await;
-                }
-                Err(failure) => {
-                    session.batch("give up the transaction", "ROLLBACK").await.ok();
-                    return Err(failure);
-                }
-                Ok(()) => return Ok(()),
-            }
-        }
-    }
-
-    /// Fills a database that is there and empty, in one transaction.
-    async fn into_empty(
-        &self,
-        server: &Server,
-        session: &Session,
-        storage: &Storage,
-        proof: &Proof,
-        version: Version,
-        cx: &RunCx,
-    ) -> Result<Loaded, Failure> {
-        let Some(database) = session.find_database(&self.database).await? else {
-            return Err(Failure::permanent(format!("there is no database {}", self.database))
-                .help("create it in a step before (postgres.create_database), or set `create: true`"));
-        };
-        let system = session.server_facts().await?.system_identifier;
-        let inside = server.connect(Some(&self.database)).await?;
-        let content = content(&inside).await?;
-        drop(inside);
-        let ours = cx.notes.last().is_some_and(|(_, note)| note["oid"].as_u64() == Some(u64::from(database.oid)));
-        let note = json!({ "system": system, "oid": database.oid });
-        match content {
-            // An earlier attempt found it empty and loaded all of it.
-            Some(_) if ours => cx.log("an earlier attempt loaded it: its rows are counted\n"),
-            Some(content) => return Err(not_empty(&self.database, &content)),
-            None => {
-                cx.note(note.clone()).await?;
-                if let Err(failure) = self.load(server, storage, proof, version, &self.database, cx).await {
-                    let session = server.detached().connect(None).await;
-                    if let Ok(session) = session {
-                        end_leftovers(&session, cx).await.ok();
-                    }
-                    return Err(failure);
-                }
-            }
-        }
-        let loaded = self.count(server, storage, proof, &self.database, cx).await?;
-        let mut note = note;
-        note["loaded"] = loaded.note();
-        cx.note(note).await?;
-        Ok(loaded)
-    }
-
-    async fn load(
-        &self,
-        server: &Server,
-        storage: &Storage,
-        proof: &Proof,
-        version: Version,
-        database: &str,
-        cx: &RunCx,
-    ) -> Result<(), Failure> {
-        let watch = watch(cx, proof.object.bytes, "loading");
-        let loader = Loader { storage, proof, cancel: &cx.cancel, redactor: &cx.redactor, watch: &watch };
-        if proof.format == Format::Plain {
-            let tool = server.tool("psql", 0).await?;
-            let rules = Rules {
-                owners: self.owner == Owner::None,
-                restrict: !knows_restrict(tool.version),
-                transaction_timeout: version.major < 17,
-            };
-            return loader.plain(server.command(&tool, Some(database)), rules).await;
-        }
-        let tool = server.tool("pg_restore", version.major).await?;
-        let mut command = server
-            .command(&tool, Some(database))
-            .args(["--no-password", "--dbname"])
-            .arg(conninfo(database))
-            .args(self.narrowing());
-        if self.owner == Owner::None {
-            command = command.args(["--no-owner", "--no-acl"]);
-        }
-        if !self.create {
-            command = command.arg("--single-transaction");
-        }
-        // pg_restore takes a schema's content without the schema.
-        let schemas =
-            self.narrowing().into_iter().filter_map(|option| option.strip_prefix("--schema=").map(str::to_owned));
-        let inside = server.connect(Some(database)).await?;
-        for schema in schemas {
-            let sql = format!("CREATE SCHEMA IF NOT EXISTS {}", ident(&schema));
-            inside.batch(format!("create schema {schema}"), &sql).await?;
-        }
-        drop(inside);
-        loader.archive(command, self.jobs).await
-    }
-
-    /// Counts the rows, compares them with the dump's, gathers statistics.
-    async fn count(
-        &self,
-        server: &Server,
-        storage: &Storage,
-        proof: &Proof,
-        database: &str,
-        cx: &RunCx,
-    ) -> Result<Loaded, Failure> {
-        let session = server.connect(Some(database)).await?;
-        let mut expected = proof.expected_rows();
-        if let Some(manifest) = proof.manifest.as_ref().filter(|_| self.is_whole()) {
-            expected.extend(manifest.tables.iter().map(|(table, rows)| (table.clone(), *rows)));
-        }
-        let total = expected.len() as u64;
-        let mut done = 0;
-        let rows = expect_rows(&session, &expected, |table| {
-            let message = Some(format!("counting {table}"));
-            cx.progress(Progress { done, total: Some(total), unit: ProgressUnit::Items, message });
-            done += 1;
-        })
-        .await?;
-        if self.analyze {
-            cx.progress(Progress {
-                done,
-                total: Some(total),
-                unit: ProgressUnit::Items,
-                message: Some("ANALYZE".to_owned()),
-            });
-            session.batch("gather statistics", "ANALYZE").await?;
-        }
-        let taken_at = match &proof.manifest {
-            Some(manifest) => Some(manifest.taken_at),
-            None => taken_at(storage, &self.from.path).await?,
-        };
-        let tables =
-            tables(&session).await?.iter().filter(|table| !table.of_extension && !table.partitioned).count() as u64;
-        Ok(Loaded { rows, tables, bytes: proof.object.bytes, taken_at: taken_at.map(|at| at.to_string()) })
-    }
-
     fn done(&self, loaded: &Loaded) -> Done {
         let Loaded { rows, tables, bytes, taken_at } = loaded;
         Done::new(format!("{} restored from {}: {tables} tables, {rows} rows", self.database, self.from.path))
@@ -604,145 +341,6 @@ impl Restore {
             .output("tables", *tables)
             .output("bytes", *bytes)
             .output("taken_at", taken_at.clone().unwrap_or_default())
-    }
-
-    async fn is_there(&self, services: &crate::service::Services) -> bool {
-        match services.storage(&self.from.storage) {
-            Ok(storage) => storage.stat(&self.from.path).await.is_ok_and(|object| object.is_some()),
-            Err(_) => false,
-        }
-    }
-
-    /// Adds what would keep the server from taking the database.
-    async fn foresee_database(
-        &self,
-        cx: &PreviewCx<'_>,
-        server: &Server,
-        session: &Session,
-        mut preview: Preview,
-    ) -> Result<Preview, Failure> {
-        if cx.is_unknown("/database") {
-            return Ok(preview);
-        }
-        if session.server_facts().await?.in_recovery {
-            preview = preview.blocked(
-                format!("{} is a standby or recovers: nothing can be restored there", self.target),
-                "point the target at the primary".to_owned(),
-            );
-        }
-        let role = session.role().await?;
-        if self.create && !role.create_db {
-            preview = preview.blocked(
-                format!("role {} may not create databases on {}", role.name, self.target),
-                format!("ALTER ROLE {} CREATEDB, or use a role that may", ident(&role.name)),
-            );
-        }
-        let outlook = Outlook::of(cx, Some(session), &self.target, &self.database).await?;
-        preview.certainty = outlook.certainty();
-        Ok(match outlook {
-            Outlook::Absent { .. } | Outlook::Unseen if self.create => preview,
-            Outlook::Made { .. } if !self.create => preview,
-            Outlook::There { changed_by: Some(_), .. } if !self.create => preview,
-            Outlook::There { database, .. } if !self.create => {
-                let inside = server.connect(Some(&database.name)).await?;
-                match content(&inside).await? {
-                    Some(content) => {
-                        let failure = not_empty(&self.database, &content);
-                        preview.blocked(failure.message, failure.help)
-                    }
-                    None => preview,
-                }
-            }
-            Outlook::Absent { because } => preview.blocked(
-                format!(
-                    "there is no database {} on {}{}",
-                    self.database,
-                    self.target,
-                    blame(because.as_ref(), "removes it")
-                ),
-                "create it in a step before (postgres.create_database), or set `create: true`".to_owned(),
-            ),
-            Outlook::Made { by, .. } => preview.blocked(
-                format!("database {} will exist{}", self.database, blame(Some(&by), "creates it")),
-                "leave `create` out, or the step that creates it".to_owned(),
-            ),
-            Outlook::There { .. } => preview.blocked(
-                format!("database {} exists on {}", self.database, self.target),
-                "restore under another name and swap (postgres.swap_databases), or drop it in a step before"
-                    .to_owned(),
-            ),
-            Outlook::Unseen => preview,
-        })
-    }
-
-    /// Reads the dump whole and adds what it holds, and what would keep it from being restored.
-    async fn foresee_dump(
-        &self,
-        cx: &PreviewCx<'_>,
-        server: &Server,
-        session: &Session,
-        storage: &Storage,
-        mut preview: Preview,
-    ) -> Result<Preview, Failure> {
-        let version = session.server_facts().await?.version;
-        let proof = match self.prove(server, storage, version, &|_, _| ()).await {
-            Ok(proof) => proof,
-            Err(failure) => return Ok(preview.blocked(failure.message, failure.help)),
-        };
-        if proof.format == Format::Plain
-            && let Err(failure) = server.tool("psql", 0).await
-        {
-            preview = preview.blocked(failure.message, failure.help);
-        }
-        // A step before may create roles or install extensions.
-        let may_change = cx.world.touching(&Resource::server(&self.target)).is_some();
-        for failure in self.fits_server(session, &proof).await? {
-            preview = if may_change {
-                preview.warning(failure.message, failure.help)
-            } else {
-                preview.blocked(failure.message, failure.help)
-            };
-        }
-        if let (None, Some(of)) = (&self.from.database, proof.database())
-            && !self.database.starts_with(of)
-        {
-            preview = preview.warning(
-                format!("{} is a backup of the database {of}, restored as {}", self.from.path, self.database),
-                format!("say `from: {{ database: {of} }}` if that is meant"),
-            );
-        }
-        if self.jobs > 1
-            && storage.local_path(&self.from.path)?.is_none()
-            && let Some(free) = crate::service::storage::free_space(&std::env::temp_dir())
-            && free < proof.object.bytes
-        {
-            preview = preview.blocked(
-                format!(
-                    "`jobs` needs a copy of the archive ({}), but only {} are free in {}",
-                    Size(proof.object.bytes),
-                    Size(free),
-                    std::env::temp_dir().display()
-                ),
-                "make room, point TMPDIR elsewhere, or leave `jobs` out".to_owned(),
-            );
-        }
-        let rows: BTreeMap<String, u64> = match &proof.manifest {
-            Some(manifest) if self.is_whole() => manifest.tables.clone(),
-            _ => proof.expected_rows(),
-        };
-        let all: u64 = rows.values().sum();
-        let tables = rows.len();
-        preview.summary = format!(
-            "{} ({}, {tables} tables, {all} rows, proven whole)",
-            preview.summary,
-            Size(proof.object.bytes)
-        );
-        preview.facts.clear();
-        let bytes = proof.object.bytes;
-        Ok(preview
-            .fact(self.resource(), Fact::Present { rows: Some(rows) })
-            .output("rows", all)
-            .output("bytes", bytes))
     }
 }
 
@@ -768,15 +366,6 @@ fn working_name(cx: &RunCx) -> String {
     let checksum = crate::dump::tap::Checksum::default();
     checksum.update(cx.step.as_str().as_bytes());
     format!("lifeboat_{}_{}", cx.run, &checksum.hex()[..16])
-}
-
-async fn drop_working(session: &Session, name: &str) -> Result<(), Failure> {
-    session
-        .batch(
-            format!("drop the half-filled database {name}"),
-            &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(name)),
-        )
-        .await
 }
 
 /// What a database holds besides what every new one does; nothing when it is empty.

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio_util::bytes::Bytes;
 
-use super::{Place, check_object_path};
+use super::{Place, changed_by, check_object_path};
 use crate::dump::manifest::{Companion, Manifest, globals_path};
 use crate::dump::source::{PIECE, Source};
 use crate::failure::Failure;
@@ -71,7 +71,12 @@ impl Step for Copy {
             .fact(copied.clone(), Fact::Present { rows: None });
         let Some(services) = cx.services else { return assumed };
         let source = Resource::object(&self.from.storage, &self.from.path);
-        if cx.is_unknown("/from/path") || cx.is_unknown("/to/path") || cx.world.touching(&source).is_some() {
+        let storage = match services.storage(&self.from.storage) {
+            Ok(storage) => storage,
+            Err(failure) => return Preview::failed(failure),
+        };
+        let unknown = cx.is_unknown("/from/path") || cx.is_unknown("/to/path");
+        if unknown || changed_by(cx.world, &storage, &source).await.is_some() {
             return assumed;
         }
         let look = async {

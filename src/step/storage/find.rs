@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::backups::{Backup, Listing};
-use super::check_object_path;
+use super::{changed_by, check_object_path};
 use crate::dump::manifest;
 use crate::failure::Failure;
 use crate::service::Services;
@@ -97,8 +97,12 @@ impl Step for Find {
         if unknown.iter().any(|pointer| cx.is_unknown(pointer)) {
             return Preview::from_effects(&self.effects(), summary);
         }
-        if let Some(foretold) = cx.world.touching(&self.resource()) {
-            let summary = format!("{summary}, which step {} changes before", foretold.because);
+        let storage = match services.storage(&self.target) {
+            Ok(storage) => storage,
+            Err(failure) => return Preview::failed(failure),
+        };
+        if let Some(because) = changed_by(cx.world, &storage, &self.resource()).await {
+            let summary = format!("{summary}, which step {because} changes before");
             return Preview::from_effects(&self.effects(), summary);
         }
         match self.find(services).await {

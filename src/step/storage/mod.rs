@@ -4,7 +4,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::Findings;
+use super::effect::Resource;
+use super::world::{Fact, World};
 use crate::failure::Failure;
+use crate::ids::StepId;
 use crate::service::storage::{Storage, check_path};
 
 mod backups;
@@ -22,6 +25,22 @@ pub struct Place {
     pub storage: String,
     /// The object's path below the storage's root.
     pub path: String,
+}
+
+/// The step before that brings an object into being, or changes one, within `resource`. An
+/// object that was merely found, and is there, is as it will be.
+pub(super) async fn changed_by(world: &World, storage: &Storage, resource: &Resource) -> Option<StepId> {
+    for (touched, foretold) in world.iter().filter(|(touched, _)| touched.overlaps(resource)) {
+        let path = touched.as_str().strip_prefix(Resource::object(storage.target(), "").as_str());
+        let there = match (&foretold.fact, path) {
+            (Fact::Present { .. }, Some(path)) => storage.stat(path).await.is_ok_and(|object| object.is_some()),
+            _ => false,
+        };
+        if !there {
+            return Some(foretold.because.clone());
+        }
+    }
+    None
 }
 
 /// When the dump at `path`, which has no manifest, was taken: by the time in its name, else

@@ -19,6 +19,7 @@ use crate::record::event::{Progress, ProgressUnit};
 use crate::service::Services;
 use crate::service::storage::Storage;
 use crate::step::effect::{Access, Effect, Resource};
+use crate::step::world::Fact;
 use crate::step::{
     Action, AfterKill, Certainty, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind,
     output,
@@ -131,7 +132,9 @@ impl Step for Prune {
             Size(bytes),
             paths.join(", ")
         );
-        Preview::new(Action::Destroy, certainty, summary)
+        removed.iter().fold(Preview::new(Action::Destroy, certainty, summary), |preview, backup| {
+            preview.fact(Resource::object(&self.target, &backup.path), Fact::Absent)
+        })
     }
 
     async fn run(&self, cx: &RunCx) -> Result<Done, Failure> {

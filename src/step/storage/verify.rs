@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::check_object_path;
+use super::{changed_by, check_object_path};
 use crate::dump::manifest::{Format, Manifest};
 use crate::dump::proof::{Watch, prove};
 use crate::dump::source::{PIECE, Source};
@@ -73,7 +73,11 @@ impl Step for Verify {
     async fn preview(&self, cx: &PreviewCx<'_>) -> Preview {
         let summary = format!("verify {} in {}", self.path, self.target);
         let Some(services) = cx.services else { return Preview::from_effects(&self.effects(), summary) };
-        if cx.is_unknown("/path") || cx.world.touching(&self.resource()).is_some() {
+        let storage = match services.storage(&self.target) {
+            Ok(storage) => storage,
+            Err(failure) => return Preview::failed(failure),
+        };
+        if cx.is_unknown("/path") || changed_by(cx.world, &storage, &self.resource()).await.is_some() {
             return Preview::from_effects(&self.effects(), summary);
         }
         match self.verify(services, &|_, _| ()).await {

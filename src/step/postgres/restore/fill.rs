@@ -1,0 +1,259 @@
+//! Filling a database with a proven dump, so that it is whole or not there.
+
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{Loaded, Owner, Restore, content, not_empty, watch, working_name};
+use crate::dump::count::{expect_rows, tables};
+use crate::dump::load::{Loader, conninfo, knows_restrict};
+use crate::dump::manifest::Format;
+use crate::dump::proof::Proof;
+use crate::dump::survey::Rules;
+use crate::failure::Failure;
+use crate::record::event::{Progress, ProgressUnit};
+use crate::service::postgres::tool::Version;
+use crate::service::postgres::{Server, Session, ident, literal};
+use crate::service::storage::Storage;
+use crate::step::RunCx;
+use crate::step::postgres::{POLL, SESSIONS_GONE, end_leftovers};
+use crate::step::storage::taken_at;
+
+impl Restore {
+    /// Creates a database under a name of this run's own, fills it, and gives it its name.
+    pub(super) async fn fill_new(
+        &self,
+        server: &Server,
+        session: &Session,
+        storage: &Storage,
+        proof: &Proof,
+        version: Version,
+        cx: &RunCx,
+    ) -> Result<Loaded, Failure> {
+        if let Some(database) = session.find_database(&self.database).await? {
+            return Err(Failure::permanent(format!(
+                "database {} exists (oid {}) and is not this run's",
+                self.database, database.oid
+            ))
+            .help("restore under another name and swap (postgres.swap_databases), or drop it in a step before"));
+        }
+        let system = session.server_facts().await?.system_identifier;
+        let name = working_name(cx);
+        drop_working(session, &name).await?;
+        cx.note(json!({ "system": system, "working": name })).await?;
+        self.create(session, &name, proof, cx).await?;
+        let filled = async {
+            self.load(server, storage, proof, version, &name, cx).await?;
+            let loaded = self.count(server, storage, proof, &name, cx).await?;
+            cx.note(json!({ "system": system, "working": name, "loaded": loaded.note() })).await?;
+            self.give_name(session, &name, &loaded, cx).await?;
+            Ok(loaded)
+        };
+        let failure = match filled.await {
+            Ok(loaded) => return Ok(loaded),
+            Err(failure) => failure,
+        };
+        // Half a database serves nobody. What can't be dropped now, the next attempt drops.
+        let tidy = async {
+            let session = server.detached().connect(None).await?;
+            end_leftovers(&session, cx).await?;
+            drop_working(&session, &name).await
+        };
+        if let Err(left) = tidy.await {
+            cx.log(&format!("{name} is left behind: {left}\n"));
+        }
+        Err(failure)
+    }
+
+    pub(super) async fn create(
+        &self,
+        session: &Session,
+        name: &str,
+        proof: &Proof,
+        cx: &RunCx,
+    ) -> Result<(), Failure> {
+        let attempted = format!("create database {name} for {}", self.database);
+        let mut encoding = String::new();
+        if let Some(said) =
+            proof.manifest.as_ref().map(|manifest| &manifest.encoding).or(proof.survey.encoding.as_ref())
+        {
+            encoding = format!(" ENCODING {}", literal(said));
+        }
+        let create = |locale: &str| format!("CREATE DATABASE {} TEMPLATE template0{encoding}{locale}", ident(name));
+        if let Some(manifest) = &proof.manifest {
+            let locale =
+                format!(" LC_COLLATE {} LC_CTYPE {}", literal(&manifest.collate), literal(&manifest.ctype));
+            match session.batch(&attempted, &create(&locale)).await {
+                Err(failure) if failure.message.contains("42809") || failure.message.contains("22023") => {
+                    cx.log(&format!("{failure}: the server's own locale is used instead\n"));
+                }
+                answered => return answered,
+            }
+        }
+        session.batch(&attempted, &create("")).await
+    }
+
+    pub(super) async fn give_name(
+        &self,
+        session: &Session,
+        name: &str,
+        loaded: &Loaded,
+        cx: &RunCx,
+    ) -> Result<(), Failure> {
+        let sql = format!(
+            "BEGIN; COMMENT ON DATABASE {working} IS {}; ALTER DATABASE {working} RENAME TO {}; COMMIT",
+            literal(&self.marker(cx, loaded)),
+            ident(&self.database),
+            working = ident(name),
+        );
+        let deadline = Instant::now() + SESSIONS_GONE;
+        loop {
+            match session.batch(format!("name the restored database {}", self.database), &sql).await {
+                // The sessions that filled it may take a moment to be gone.
+                Err(failure) if failure.message.contains("55006") && Instant::now() < deadline => {
+                    session.batch("give up the transaction", "ROLLBACK").await?;
+                    tokio::time::sleep(POLL).await;
+                }
+                Err(failure) => {
+                    session.batch("give up the transaction", "ROLLBACK").await.ok();
+                    return Err(failure);
+                }
+                Ok(()) => return Ok(()),
+            }
+        }
+    }
+
+    /// Fills a database that is there and empty, in one transaction.
+    pub(super) async fn fill_empty(
+        &self,
+        server: &Server,
+        session: &Session,
+        storage: &Storage,
+        proof: &Proof,
+        version: Version,
+        cx: &RunCx,
+    ) -> Result<Loaded, Failure> {
+        let Some(database) = session.find_database(&self.database).await? else {
+            return Err(Failure::permanent(format!("there is no database {}", self.database))
+                .help("create it in a step before (postgres.create_database), or set `create: true`"));
+        };
+        let system = session.server_facts().await?.system_identifier;
+        let inside = server.connect(Some(&self.database)).await?;
+        let content = content(&inside).await?;
+        drop(inside);
+        let ours = cx.notes.last().is_some_and(|(_, note)| note["oid"].as_u64() == Some(u64::from(database.oid)));
+        let note = json!({ "system": system, "oid": database.oid });
+        match content {
+            // An earlier attempt found it empty and loaded all of it.
+            Some(_) if ours => cx.log("an earlier attempt loaded it: its rows are counted\n"),
+            Some(content) => return Err(not_empty(&self.database, &content)),
+            None => {
+                cx.note(note.clone()).await?;
+                if let Err(failure) = self.load(server, storage, proof, version, &self.database, cx).await {
+                    let session = server.detached().connect(None).await;
+                    if let Ok(session) = session {
+                        end_leftovers(&session, cx).await.ok();
+                    }
+                    return Err(failure);
+                }
+            }
+        }
+        let loaded = self.count(server, storage, proof, &self.database, cx).await?;
+        let mut note = note;
+        note["loaded"] = loaded.note();
+        cx.note(note).await?;
+        Ok(loaded)
+    }
+
+    pub(super) async fn load(
+        &self,
+        server: &Server,
+        storage: &Storage,
+        proof: &Proof,
+        version: Version,
+        database: &str,
+        cx: &RunCx,
+    ) -> Result<(), Failure> {
+        let watch = watch(cx, proof.object.bytes, "loading");
+        let loader = Loader { storage, proof, cancel: &cx.cancel, redactor: &cx.redactor, watch: &watch };
+        if proof.format == Format::Plain {
+            let tool = server.tool("psql", 0).await?;
+            let rules = Rules {
+                owners: self.owner == Owner::None,
+                restrict: !knows_restrict(tool.version),
+                transaction_timeout: version.major < 17,
+            };
+            return loader.plain(server.command(&tool, Some(database)), rules).await;
+        }
+        let tool = server.tool("pg_restore", version.major).await?;
+        let mut command = server
+            .command(&tool, Some(database))
+            .args(["--no-password", "--dbname"])
+            .arg(conninfo(database))
+            .args(self.narrowing());
+        if self.owner == Owner::None {
+            command = command.args(["--no-owner", "--no-acl"]);
+        }
+        if !self.create {
+            command = command.arg("--single-transaction");
+        }
+        // pg_restore takes a schema's content without the schema.
+        let schemas =
+            self.narrowing().into_iter().filter_map(|option| option.strip_prefix("--schema=").map(str::to_owned));
+        let inside = server.connect(Some(database)).await?;
+        for schema in schemas {
+            let sql = format!("CREATE SCHEMA IF NOT EXISTS {}", ident(&schema));
+            inside.batch(format!("create schema {schema}"), &sql).await?;
+        }
+        drop(inside);
+        loader.archive(command, self.jobs).await
+    }
+
+    /// Counts the rows, compares them with the dump's, gathers statistics.
+    pub(super) async fn count(
+        &self,
+        server: &Server,
+        storage: &Storage,
+        proof: &Proof,
+        database: &str,
+        cx: &RunCx,
+    ) -> Result<Loaded, Failure> {
+        let session = server.connect(Some(database)).await?;
+        let mut expected = proof.expected_rows();
+        if let Some(manifest) = proof.manifest.as_ref().filter(|_| self.is_whole()) {
+            expected.extend(manifest.tables.iter().map(|(table, rows)| (table.clone(), *rows)));
+        }
+        let total = expected.len() as u64;
+        let mut done = 0;
+        let rows = expect_rows(&session, &expected, |table| {
+            let message = Some(format!("counting {table}"));
+            cx.progress(Progress { done, total: Some(total), unit: ProgressUnit::Items, message });
+            done += 1;
+        })
+        .await?;
+        if self.analyze {
+            cx.progress(Progress {
+                done,
+                total: Some(total),
+                unit: ProgressUnit::Items,
+                message: Some("ANALYZE".to_owned()),
+            });
+            session.batch("gather statistics", "ANALYZE").await?;
+        }
+        let taken_at = match &proof.manifest {
+            Some(manifest) => Some(manifest.taken_at),
+            None => taken_at(storage, &self.from.path).await?,
+        };
+        let tables =
+            tables(&session).await?.iter().filter(|table| !table.of_extension && !table.partitioned).count() as u64;
+        Ok(Loaded { rows, tables, bytes: proof.object.bytes, taken_at: taken_at.map(|at| at.to_string()) })
+    }
+}
+
+async fn drop_working(session: &Session, name: &str) -> Result<(), Failure> {
+    session
+        .batch(
+            format!("drop the half-filled database {name}"),
+            &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(name)),
+        )
+        .await
+}
