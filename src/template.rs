@@ -109,6 +109,12 @@ impl Templated {
         self.parsed.is_empty()
     }
 
+    /// Every string with a template in it: where, and whether it is exactly one expression,
+    /// whose value then keeps its own type.
+    pub fn templates(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.parsed.iter().map(|parsed| (parsed.pointer.as_str(), parsed.whole))
+    }
+
     /// The paths that `(file "…")` names; the one who renders gives their text in the
     /// context's `__files` object. Only environment files may call it.
     pub fn files(&self) -> impl Iterator<Item = (&str, &str)> {
@@ -133,20 +139,30 @@ impl Templated {
     /// # Errors
     /// The first template that fails: a missing name, a helper's refusal.
     pub fn render(&self, context: &Value) -> Result<Value, TemplateError> {
+        self.render_or(context, |error| Err(error))
+    }
+
+    /// The same, but what fails is handed to `instead`, whose value then stands there.
+    ///
+    /// # Errors
+    /// The first that `instead` hands back.
+    pub fn render_or(
+        &self,
+        context: &Value,
+        mut instead: impl FnMut(TemplateError) -> Result<Value, TemplateError>,
+    ) -> Result<Value, TemplateError> {
         let mut rendered = self.value.clone();
         if self.parsed.is_empty() {
             return Ok(rendered);
         }
         let context = Context::from(context.clone());
         for parsed in &self.parsed {
-            let text = parsed
-                .template
-                .renders(&REGISTRY, &context, &mut RenderContext::new(None))
-                .map_err(|error| self.failed(parsed, &error))?;
-            // A whole expression was parsed as a call of `__value`, which prints JSON.
-            let value = match serde_json::from_str(&text) {
-                Ok(value) if parsed.whole => value,
-                _ => Value::String(text),
+            let result = parsed.template.renders(&REGISTRY, &context, &mut RenderContext::new(None));
+            let value = match result {
+                // A whole expression was parsed as a call of `__value`, which prints JSON.
+                Ok(text) if parsed.whole => serde_json::from_str(&text).unwrap_or(Value::String(text)),
+                Ok(text) => Value::String(text),
+                Err(error) => instead(self.failed(parsed, &error))?,
             };
             if let Some(place) = rendered.pointer_mut(&parsed.pointer) {
                 *place = value;

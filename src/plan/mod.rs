@@ -7,20 +7,38 @@
 //! Every problem of a plan is found in one go and carries its place. Knows nothing of
 //! the engine or of reports. Read next: `load` for the way through.
 
+pub mod document;
+pub mod graph;
 pub mod hazard;
+pub mod load;
+pub mod problem;
+pub mod schema;
+pub mod shape;
+pub mod source;
 
-use std::collections::BTreeMap;
+mod check;
+mod environ;
+mod expand;
+mod input;
+mod names;
+mod parse;
+mod render;
+mod scalar;
+mod scope;
+mod targets;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use crate::environment::Environment;
-use crate::failure::Failure;
 use crate::ids::StepId;
 use crate::record::event::Outputs;
 use crate::retry::RetryPolicy;
-use crate::step::{Step, TypeInfo};
+use crate::secret::Redactor;
+use crate::step::{Step, TypeInfo, ValueKind};
 use crate::template::{Condition, Templated};
 use crate::units::Duration;
 
@@ -53,6 +71,8 @@ pub struct Plan {
     pub steps: Vec<PlannedStep>,
     /// What the plan hands to a plan that calls it.
     pub outputs: BTreeMap<String, Templated>,
+    /// What its own templates see.
+    pub scope: Arc<Scope>,
 }
 
 /// Durations that the run is measured against.
@@ -79,8 +99,9 @@ pub struct PlannedStep {
     pub needs: Vec<StepId>,
     /// Whether it runs after the others, whatever the outcome.
     pub finally: bool,
-    /// `when:`. False means the step is skipped and counts as done.
-    pub when: Option<Condition>,
+    /// `when:`, all of which must hold: a sub-plan's step carries those of the `plan.run`
+    /// steps that call it. Otherwise the step is skipped and counts as done.
+    pub when: Vec<Guard>,
     /// `retry:`, the plan's defaults filled in.
     pub retry: RetryPolicy,
     /// `timeout:`: the bound on one attempt.
@@ -106,6 +127,9 @@ pub struct PlannedStep {
     pub scope: Arc<Scope>,
     /// `item`, in an instance of a `for_each`.
     pub item: Option<Value>,
+    /// Of a `plan.run`: the called plan's scope. The step waits for all of that plan's
+    /// steps, and its parameters hold that plan's `outputs`, which see this scope.
+    pub called: Option<Arc<Scope>>,
 }
 
 /// A silenced hazard.
@@ -123,10 +147,52 @@ pub struct Scope {
     /// What stands before the ids of this plan's steps: empty, or `restore/`.
     pub prefix: String,
     /// `inputs`, `vars`, `targets` (settings that aren't secret), `plan`, `environment`, as one JSON object.
-    /// An input of a sub-plan may itself be a template over the caller's steps: see `late`.
     pub values: Value,
-    /// Inputs of a sub-plan that only the run knows, as templates in the caller's scope.
-    pub late: BTreeMap<String, (Templated, Arc<Scope>)>,
+    /// Inputs of a sub-plan and vars that only the run knows, as `inputs.name`, `vars.name`.
+    pub late: BTreeMap<String, Late>,
+    /// Inputs (and vars that read them) that have no value: only a plan that is checked, not run, has such.
+    pub unknown: BTreeMap<String, ValueKind>,
+    /// Paths whose values are secret: `inputs.token`, `targets.db.url`.
+    pub secrets: BTreeSet<String>,
+    /// What may be read of this plan's steps, by their ids in it.
+    pub steps: BTreeMap<String, Readable>,
+}
+
+/// A value that only the run knows.
+#[derive(Clone, Debug)]
+pub struct Late {
+    /// How it is made.
+    pub template: Arc<Templated>,
+    /// What its template sees: the calling plan's scope. `None` is the scope it stands in.
+    pub scope: Option<Arc<Scope>>,
+    /// `item` of the `plan.run` step that gives it.
+    pub item: Option<Value>,
+    /// Where to register the value, when it is secret.
+    pub redactor: Option<Redactor>,
+    /// Its kind.
+    pub kind: ValueKind,
+}
+
+/// What may be read of a step.
+#[derive(Clone, Debug)]
+pub struct Readable {
+    /// Its outputs.
+    pub outputs: Vec<(String, ValueKind)>,
+    /// How many instances its `for_each` made: its outputs are lists then.
+    pub instances: Option<usize>,
+    /// Whether the step couldn't be read: it may have any outputs then.
+    pub broken: bool,
+}
+
+/// A condition that must hold, and what it sees.
+#[derive(Clone, Debug)]
+pub struct Guard {
+    /// The condition.
+    pub condition: Condition,
+    /// What it sees.
+    pub scope: Arc<Scope>,
+    /// `item`, in an instance of a `for_each`.
+    pub item: Option<Value>,
 }
 
 /// What is known at some moment of a run: the outputs so far, and the run itself.
@@ -136,6 +202,10 @@ pub struct Known {
     pub outputs: BTreeMap<StepId, Outputs>,
     /// `run.*`, as one JSON object: `id`, `started_at`, `status`, `elapsed`; null when there is no run.
     pub run: Value,
+    /// Whether nothing more will come: an output that isn't there (its step was skipped or
+    /// failed) is then missing, which `default` fills and all else refuses. Otherwise it is
+    /// unknown, and a stand-in takes its place. True when a step is rendered to be run.
+    pub complete: bool,
 }
 
 /// A step with its parameters rendered.
@@ -151,34 +221,5 @@ impl Plan {
     /// The step of that id.
     pub fn step(&self, id: &StepId) -> Option<&PlannedStep> {
         self.steps.iter().find(|step| &step.id == id)
-    }
-}
-
-impl PlannedStep {
-    /// Renders the parameters with what is known; what isn't becomes a stand-in and is listed.
-    ///
-    /// # Errors
-    /// When a value does not fit its parameter, or a template fails on the values.
-    pub fn render(&self, known: &Known) -> Result<Rendered, Failure> {
-        let _ = known;
-        Err(Failure::permanent("not built yet"))
-    }
-
-    /// Whether `when` holds; `None` while it depends on outputs not known yet. True without `when`.
-    ///
-    /// # Errors
-    /// When the condition fails on the values.
-    pub fn holds(&self, known: &Known) -> Result<Option<bool>, Failure> {
-        let _ = known;
-        Err(Failure::permanent("not built yet"))
-    }
-
-    /// A text of the step (`title`, `confirm`) with what is known.
-    ///
-    /// # Errors
-    /// When a template fails on the values.
-    pub fn text(&self, template: &Templated, known: &Known) -> Result<String, Failure> {
-        let _ = (template, known);
-        Err(Failure::permanent("not built yet"))
     }
 }

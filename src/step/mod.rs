@@ -239,6 +239,7 @@ step_types! {
     control::assert::Assert,
     control::wait::Wait,
     control::exec::Exec,
+    control::plan_run::PlanRun,
 }
 
 /// The step type of that name.

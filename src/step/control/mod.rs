@@ -2,4 +2,5 @@
 
 pub mod assert;
 pub mod exec;
+pub mod plan_run;
 pub mod wait;

@@ -1,0 +1,225 @@
+//! Reads an environment's file: `env.NAME` and `(file "path")` are rendered here, and only here.
+//!
+//! Every value that comes from outside is a secret: it is registered before anything else
+//! sees it, and its place is remembered.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::document::LANGUAGE;
+use super::expand::digest;
+use super::parse::{Collector, is_readable, text_at};
+use super::problem::{Problem, Severity, clip};
+use super::schema;
+use super::shape::{Hole, Holes};
+use super::source::{Source, segments};
+use crate::environment::{Environment, EnvironmentDocument};
+use crate::step::ValueKind;
+use crate::template::Templated;
+
+/// Where an environment's secrets come from.
+pub trait Outside {
+    /// The value of an environment variable; none when it isn't set.
+    fn variable(&self, name: &str) -> Option<String>;
+    /// The text of a file, its path as written.
+    ///
+    /// # Errors
+    /// Why it can't be read.
+    fn file(&self, path: &str) -> Result<String, String>;
+}
+
+/// An environment that was read, and which of its values are secret.
+#[derive(Debug, Default)]
+pub struct Read {
+    /// The environment.
+    pub environment: Environment,
+    /// `vars.name`, `inputs.name` and `targets.name.setting` that hold a secret.
+    pub secret: BTreeSet<String>,
+}
+
+/// Reads an environment's tree. `complete`: whether what is missing outside is an error.
+pub fn read(
+    source: &Source,
+    path: &Path,
+    outside: &dyn Outside,
+    complete: bool,
+    problems: &mut Vec<Problem>,
+) -> Option<Read> {
+    let value = source.root.to_value();
+    let mut found = Collector { source, problems };
+    if !is_readable(&value, &mut found, "an environment", "environment") {
+        return None;
+    }
+    let templated = found.templated("", value)?;
+    let taken = Taken::from_outside(&templated, outside, complete, &mut found);
+    let environment = Environment::default();
+    for secret in taken.secrets() {
+        environment.redactor.add(secret);
+    }
+    let rendered = templated.render_or(&taken.context(), |error| Ok(Value::from(format!("‹{}›", error.message))));
+    let mut value = rendered.unwrap_or_default();
+    let holes = taken.holes(&templated);
+    let misfits = schema::environment_shape().fill(&mut value, &holes);
+    let errors = !misfits.is_empty();
+    // What comes from outside must not be repeated in a message.
+    let misfits = misfits.into_iter().map(|mut misfit| {
+        misfit.message = environment.redactor.redact(&misfit.message).into_owned();
+        misfit
+    });
+    found.misfits("", misfits.collect());
+    let secret = secret_paths(&templated);
+    for (pointer, _) in templated.templates() {
+        if let Some(Value::String(text)) = value.pointer(pointer)
+            && holes.get(pointer).is_none_or(|hole| *hole == Hole::Known)
+        {
+            environment.redactor.add(text);
+        }
+    }
+    if let Value::Object(map) = &mut value {
+        map.retain(|_, value| !value.is_null());
+    }
+    let document: EnvironmentDocument = match serde_json::from_value(value) {
+        Ok(document) => document,
+        Err(error) => {
+            if !errors {
+                found.value(
+                    "",
+                    "lifeboat::wrong_form",
+                    environment.redactor.redact(&error.to_string()).into_owned(),
+                    None,
+                );
+            }
+            return None;
+        }
+    };
+    let names = taken.names();
+    let digest = digest(json!([source.file.inner().as_ref(), names]).to_string().as_bytes());
+    let environment = Environment {
+        name: Some(document.environment),
+        file: Some(path.to_owned()),
+        digest: Some(digest),
+        protected: document.protected,
+        vars: document.vars.into_iter().collect(),
+        inputs: document.inputs.into_iter().collect(),
+        targets: document.targets,
+        state: document.state,
+        redactor: environment.redactor,
+    };
+    debug_assert!(document.lifeboat <= LANGUAGE);
+    Some(Read { environment, secret })
+}
+
+/// What templates took from outside.
+#[derive(Default)]
+struct Taken {
+    variables: BTreeMap<String, Option<String>>,
+    files: BTreeMap<String, Option<String>>,
+}
+
+impl Taken {
+    fn from_outside(
+        templated: &Templated,
+        outside: &dyn Outside,
+        complete: bool,
+        found: &mut Collector<'_>,
+    ) -> Self {
+        let mut taken = Self::default();
+        let severity = if complete { Severity::Error } else { Severity::Warning };
+        let missing = |found: &mut Collector<'_>, pointer: &str, message: String, help: String| {
+            let mut problem =
+                Problem::at(&found.source.value(pointer), "lifeboat::missing_secret", message).help(help);
+            problem.severity = severity;
+            found.problems.push(problem);
+        };
+        for reference in templated.references() {
+            match reference.path.as_slice() {
+                [root, name] if root == "env" => {
+                    let value = taken.variables.entry(name.clone()).or_insert_with(|| outside.variable(name));
+                    if value.is_none() {
+                        let message = format!("the environment variable `{name}` is not set");
+                        missing(found, &reference.pointer, message, format!("set it: export {name}=…"));
+                    }
+                }
+                path => {
+                    let text = text_at(found.source, &reference.pointer);
+                    let place = found.source.value(&reference.pointer).part(&text, reference.at.clone());
+                    let message = format!("an environment file can't read `{}`", clip(&path.join(".")));
+                    let help = "it reads `env.NAME` and `(file \"path\")` only".to_owned();
+                    found.problems.push(Problem::at(&place, "lifeboat::unknown_name", message).help(help));
+                }
+            }
+        }
+        for (pointer, path) in templated.files() {
+            if !taken.files.contains_key(path) {
+                let text = outside.file(path);
+                if let Err(why) = &text {
+                    let message = format!("can't read the file `{}`: {why}", clip(path));
+                    missing(found, pointer, message, "its path is relative to the environment file".to_owned());
+                }
+                // Files that hold a secret end with a line break that isn't part of it.
+                taken
+                    .files
+                    .insert(path.to_owned(), text.ok().map(|text| text.trim_end_matches(['\n', '\r']).to_owned()));
+            }
+        }
+        taken
+    }
+
+    fn secrets(&self) -> impl Iterator<Item = &str> {
+        self.variables.values().chain(self.files.values()).flatten().map(String::as_str)
+    }
+
+    /// What was taken, by name only.
+    fn names(&self) -> Vec<&String> {
+        self.variables.keys().chain(self.files.keys()).collect()
+    }
+
+    fn context(&self) -> Value {
+        let with_labels = |values: &BTreeMap<String, Option<String>>| -> Map<String, Value> {
+            values
+                .iter()
+                .map(|(name, value)| (name.clone(), value.clone().unwrap_or_else(|| format!("‹{name}›")).into()))
+                .collect()
+        };
+        json!({ "env": with_labels(&self.variables), "__files": with_labels(&self.files) })
+    }
+
+    fn holes(&self, templated: &Templated) -> Holes {
+        let mut holes = Holes::new();
+        let is_missing = |pointer: &str| {
+            let variable = templated.references().iter().any(|read| {
+                read.pointer == pointer
+                    && read.path.get(1).is_none_or(|name| self.variables.get(name).is_none_or(Option::is_none))
+            });
+            variable
+                || templated
+                    .files()
+                    .any(|(at, path)| at == pointer && self.files.get(path).is_none_or(Option::is_none))
+        };
+        for (pointer, whole) in templated.templates() {
+            let hole = match (whole, is_missing(pointer)) {
+                (true, true) => Hole::Unknown(ValueKind::Any, "a value from outside".to_owned()),
+                (false, true) => Hole::Text,
+                (_, false) => Hole::Known,
+            };
+            holes.insert(pointer.to_owned(), hole);
+        }
+        holes
+    }
+}
+
+/// The paths of all values that hold something from outside.
+fn secret_paths(templated: &Templated) -> BTreeSet<String> {
+    let mut paths = BTreeSet::new();
+    for (pointer, _) in templated.templates() {
+        let segments: Vec<String> = segments(pointer).collect();
+        match segments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+            [root @ ("vars" | "inputs"), name, ..] => paths.insert(format!("{root}.{name}")),
+            ["targets", name, _, setting, ..] => paths.insert(format!("targets.{name}.{setting}")),
+            _ => false,
+        };
+    }
+    paths
+}

@@ -1,0 +1,258 @@
+//! Problems of a plan or an environment: what is wrong, where, and what to write instead.
+//!
+//! A problem underlines its place by itself (it is a miette diagnostic); the command line
+//! only prints it. Knows nothing of how problems are found.
+
+use std::fmt;
+use std::sync::Arc;
+
+use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode};
+
+/// A file's name and text, as problems show it.
+pub type File = Arc<NamedSource<Arc<str>>>;
+
+/// A range of bytes in a file's text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    /// The first byte.
+    pub start: usize,
+    /// The byte after the last.
+    pub end: usize,
+}
+
+/// A place in a file.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The file.
+    pub file: File,
+    /// Where in its text.
+    pub span: Span,
+}
+
+impl Place {
+    /// The part of this place's text at `range`, where that is known exactly; the whole place otherwise.
+    #[must_use]
+    pub fn part(mut self, text: &str, range: std::ops::Range<usize>) -> Self {
+        let written = self.file.inner().get(self.span.start..self.span.end).unwrap_or_default();
+        // The text stands there as it is (bare or simply quoted): offsets carry over.
+        if range.start < range.end
+            && let Some(offset) = written.find(text)
+            && text.get(range.clone()).is_some()
+        {
+            let start = self.span.start + offset;
+            self.span = Span { start: start + range.start, end: start + range.end };
+        }
+        self
+    }
+}
+
+/// How bad a problem is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Worth knowing; the plan runs.
+    Warning,
+    /// The plan doesn't run.
+    Error,
+}
+
+impl Severity {
+    /// The word used in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// One problem.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    /// Its stable code: `lifeboat::unknown_step`.
+    pub code: &'static str,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What is wrong: a lower-case sentence without a full stop.
+    pub message: String,
+    /// What to write instead.
+    pub help: Option<String>,
+    /// The file it is in; none where no file could be read.
+    pub file: Option<File>,
+    /// What is underlined, the main place first.
+    pub labels: Vec<(Span, Option<String>)>,
+}
+
+impl Problem {
+    /// An error without a place.
+    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            severity: Severity::Error,
+            message: message.into(),
+            help: None,
+            file: None,
+            labels: Vec::new(),
+        }
+    }
+
+    /// An error at a place.
+    pub fn at(place: &Place, code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(code, message).place(place, None)
+    }
+
+    /// The same problem as a warning.
+    #[must_use]
+    pub const fn warning(mut self) -> Self {
+        self.severity = Severity::Warning;
+        self
+    }
+
+    /// Adds what to write instead; the first advice given stays.
+    #[must_use]
+    pub fn help(mut self, help: impl Into<Option<String>>) -> Self {
+        if self.help.is_none() {
+            self.help = help.into();
+        }
+        self
+    }
+
+    /// Underlines a place; the first one is the main one. Places in other files can't be shown.
+    #[must_use]
+    pub fn place(mut self, place: &Place, label: Option<&str>) -> Self {
+        match &self.file {
+            None => self.file = Some(Arc::clone(&place.file)),
+            Some(file) if !Arc::ptr_eq(file, &place.file) => return self,
+            Some(_) => {}
+        }
+        self.labels.push((place.span, label.map(str::to_owned)));
+        self
+    }
+
+    /// Names what the main place is.
+    #[must_use]
+    pub fn label(mut self, label: impl Into<String>) -> Self {
+        if let Some((_, text)) = self.labels.first_mut() {
+            *text = Some(label.into());
+        }
+        self
+    }
+
+    /// Line and column of the main place, from 1; columns count characters.
+    pub fn position(&self) -> Option<(usize, usize)> {
+        let text = self.file.as_ref()?.inner();
+        let before = text.get(..self.labels.first()?.0.start)?;
+        let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        Some((line, before[line_start..].chars().count() + 1))
+    }
+
+    /// Whether it keeps the plan from running.
+    pub fn is_error(&self) -> bool {
+        self.severity == Severity::Error
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Problem {}
+
+impl Diagnostic for Problem {
+    fn code(&self) -> Option<Box<dyn fmt::Display + '_>> {
+        Some(Box::new(self.code))
+    }
+
+    fn severity(&self) -> Option<miette::Severity> {
+        Some(match self.severity {
+            Severity::Warning => miette::Severity::Warning,
+            Severity::Error => miette::Severity::Error,
+        })
+    }
+
+    fn help(&self) -> Option<Box<dyn fmt::Display + '_>> {
+        self.help.as_ref().map(|help| Box::new(help) as Box<dyn fmt::Display>)
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        self.file.as_deref().map(|file| file as &dyn SourceCode)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        self.file.as_ref()?;
+        Some(Box::new(self.labels.iter().enumerate().map(|(index, (span, label))| {
+            let range = span.start..span.end.max(span.start);
+            if index == 0 {
+                LabeledSpan::new_primary_with_span(label.clone(), range)
+            } else {
+                LabeledSpan::new_with_span(label.clone(), range)
+            }
+        })))
+    }
+}
+
+/// `did you mean …?` with the known name nearest to `name`, or the list of names where
+/// none is near and there are few.
+pub fn suggest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let known: Vec<&str> = known.into_iter().collect();
+    if let Some(nearest) = nearest(name, known.iter().copied()) {
+        return Some(format!("did you mean `{nearest}`?"));
+    }
+    match known.len() {
+        0 => None,
+        1..=24 => Some(format!("known here: {}", quoted(known))),
+        _ => None,
+    }
+}
+
+/// The name that `name` was probably meant to be.
+pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // Comparing grows with the product of the lengths; nobody misspells a whole page.
+    if name.len() > 128 {
+        return None;
+    }
+    let lower = name.to_lowercase().replace('_', "-");
+    known
+        .into_iter()
+        .map(|other| (strsim::damerau_levenshtein(&lower, &other.to_lowercase().replace('_', "-")), other))
+        .filter(|(distance, other)| *distance <= (name.len().max(other.len()) / 3).clamp(1, 4))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, other)| other)
+}
+
+/// Names as a list for people: `a`, `b`, `c`.
+pub fn quoted<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    names.into_iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// At most so much of a text from the plan is repeated in a message.
+pub fn clip(text: &str) -> String {
+    const LONGEST: usize = 60;
+    let line = text.replace('\n', "⏎");
+    if line.chars().count() <= LONGEST {
+        return line;
+    }
+    line.chars().take(LONGEST).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_near_name_is_suggested_a_far_one_is_not() {
+        let known = ["retry", "timeout", "postgres.restore"];
+        assert_eq!(nearest("rety", known), Some("retry"));
+        assert_eq!(nearest("postgre.restore", known), Some("postgres.restore"));
+        assert_eq!(nearest("colour", known), None);
+    }
+
+    #[test]
+    fn positions_count_lines_and_characters() {
+        let file: File = Arc::new(NamedSource::new("x.yaml", Arc::from("a: 1\nü: b\n")));
+        let place = Place { file, span: Span { start: 9, end: 10 } };
+        assert_eq!(Problem::at(&place, "lifeboat::x", "x").position(), Some((2, 4)));
+    }
+}
