@@ -1,6 +1,13 @@
 //! Backups and restores with real PostgreSQL, on disks and in buckets: whole, damaged,
 //! interrupted, and what finds, verifies, copies and prunes them.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test says what went wrong by panicking"
+)]
+
 mod support;
 
 #[path = "dump_steps/backup.rs"]

@@ -149,7 +149,7 @@ async fn what_stays_broken_is_transient_and_nothing_appears() {
     let store = harness.services.storage("store").unwrap();
     let options = UploadOptions { writer: "t", expected_bytes: 0, replace: false };
     let put = store.put("x.bin", vec![7; 20_000_000], options);
-    let failure = tokio::time::timeout(Duration::from_secs(120), put).await.unwrap().unwrap_err();
+    let failure = tokio::time::timeout(Duration::from_mins(2), put).await.unwrap().unwrap_err();
     assert!(failure.transient, "{failure}");
     let nobody = Harness::with([(
         "store",

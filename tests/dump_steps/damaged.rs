@@ -47,13 +47,13 @@ async fn plain_dumps() {
     write("half.sql.gz", &whole[..whole.len() / 2]);
     refused(&place, "half.sql.gz", "", "stops before its end").await;
     let row = text.find("\n1500\t").unwrap() + 1;
-    write("row.sql.gz", &gzip(text[..row].as_bytes()));
+    write("row.sql.gz", &gzip(&text.as_bytes()[..row]));
     refused(&place, "row.sql.gz", "", "in the rows of a COPY for auth.users").await;
     // What measures up to `psql`: the rows end properly, just too early, and nothing follows.
     write("closed.sql.gz", &gzip(format!("{}\\.\n", &text[..row]).as_bytes()));
     refused(&place, "closed.sql.gz", "", "database dump complete").await;
     let trailer = text.find("--\n-- PostgreSQL database dump complete").unwrap();
-    write("trailer.sql.gz", &gzip(text[..trailer].as_bytes()));
+    write("trailer.sql.gz", &gzip(&text.as_bytes()[..trailer]));
     refused(&place, "trailer.sql.gz", "", "database dump complete").await;
     let mut flipped = whole.clone();
     let at = flipped.len() / 2;

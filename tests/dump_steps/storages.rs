@@ -58,7 +58,7 @@ async fn the_newest_is_told_by_manifest_then_by_name_then_by_time_of_writing() {
     let place = Place::new("st_find");
     let dump = gzip(DUMP.as_bytes());
     put(&place, "d/a_20240201T100000Z.sql.gz", &dump, Duration::ZERO);
-    put(&place, "d/a_20240202_090000.sql.gz", &dump, Duration::from_secs(9000));
+    put(&place, "d/a_20240202_090000.sql.gz", &dump, Duration::from_mins(150));
     put(&place, "d/a_20240131.sql.gz", &dump, Duration::from_secs(10));
     put(&place, "d/.a_20250101.sql.gz.other.partial", &dump, Duration::ZERO);
     assert_eq!(found(&place, json!({ "prefix": "d/a_" })).await, "d/a_20240202_090000.sql.gz");

@@ -40,6 +40,7 @@ use crate::units::Size;
 /// Takes a backup of a database: streamed, checked, published whole, with a manifest beside it.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[allow(clippy::unsafe_derive_deserialize, reason = "the unsafe code is inside `tokio::try_join!`")]
 pub struct Backup {
     /// The server.
     #[schemars(extend("x-target" = "postgres"))]

@@ -155,7 +155,7 @@ impl Copy {
             }
             None => (
                 transfer(&from, &self.from.path, &to, &self.to.path, &writer, object.bytes, |done| {
-                    watch(done, "copying")
+                    watch(done, "copying");
                 })
                 .await?,
                 "copied",

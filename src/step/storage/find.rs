@@ -202,9 +202,10 @@ impl Find {
         let before = self.before.map_or_else(String::new, |before| format!(" taken at {before} or before"));
         let message = format!("the storage `{}` has no backup {prefix}*{before} that will do", self.target);
         passed_over.truncate(5);
-        let failure = match passed_over.is_empty() {
-            true => Failure::permanent(message),
-            false => Failure::permanent(format!("{message} ({})", passed_over.join("; "))),
+        let failure = if passed_over.is_empty() {
+            Failure::permanent(message)
+        } else {
+            Failure::permanent(format!("{message} ({})", passed_over.join("; ")))
         };
         Err(failure.help("check `prefix`, and that backups are taken and finished"))
     }

@@ -1,5 +1,7 @@
 //! `storage.verify`: an object is what its manifest says, and can be read to its end.
 
+use std::fmt::Write as _;
+
 use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -131,7 +133,9 @@ impl Verify {
         if let Some(survey) = &read.survey {
             let (tables, rows) = (survey.rows.len(), survey.rows.values().sum::<u64>());
             summary = format!("{summary}, a whole dump with {tables} tables and {rows} rows");
-            listing = survey.rows.iter().map(|(table, rows)| format!("{table}\t{rows} rows\n")).collect();
+            for (table, rows) in &survey.rows {
+                let _ = writeln!(listing, "{table}\t{rows} rows");
+            }
         }
         if manifest.is_some() {
             summary = format!("{summary}, as its manifest says");

@@ -80,8 +80,7 @@ impl Restore {
         preview.certainty = outlook.certainty();
         Ok(match outlook {
             Outlook::Absent { .. } | Outlook::Unseen if self.create => preview,
-            Outlook::Made { .. } if !self.create => preview,
-            Outlook::There { changed_by: Some(_), .. } if !self.create => preview,
+            Outlook::Made { .. } | Outlook::There { changed_by: Some(_), .. } if !self.create => preview,
             Outlook::There { database, .. } if !self.create => {
                 let inside = server.connect(Some(&database.name)).await?;
                 match content(&inside).await? {
