@@ -80,6 +80,9 @@ pub enum EngineError {
         /// Why.
         failure: Failure,
     },
+    /// An operator stopped it before it began.
+    #[error("interrupted before anything was touched")]
+    Interrupted,
     /// The plan is not the one that the run began with.
     #[error("the run began with another version of the plan{}", changed(.0))]
     PlanChanged(Vec<String>),
@@ -129,6 +132,7 @@ impl EngineError {
                 .help
                 .clone()
                 .unwrap_or_else(|| "make the system reachable, then try again: nothing was changed".to_owned()),
+            Self::Interrupted => return None,
             Self::PlanChanged(_) => {
                 "leave the plan's file out: `lifeboat resume` uses the copy kept with the run".to_owned()
             }
@@ -144,13 +148,13 @@ impl EngineError {
     pub const fn class(&self) -> ExitClass {
         match self {
             Self::Blocked(_) => ExitClass::Blocked,
+            Self::Locked { .. } | Self::Store(StoreError::Locked { .. }) => ExitClass::Locked,
             Self::NotApproved(_)
             | Self::Unconfirmed { .. }
             | Self::PlanChanged(_)
             | Self::NewerWalker { .. }
-            | Self::Finished(_) => ExitClass::Usage,
-            Self::Locked { .. } | Self::Store(StoreError::Locked { .. }) => ExitClass::Locked,
-            Self::Store(
+            | Self::Finished(_)
+            | Self::Store(
                 StoreError::Unsupported(_)
                 | StoreError::Unknown { .. }
                 | StoreError::None(_)
@@ -159,6 +163,7 @@ impl EngineError {
                 | StoreError::Answer(_),
             ) => ExitClass::Usage,
             Self::Lock { .. } | Self::Undecided { .. } | Self::Store(_) | Self::Journal(_) => ExitClass::Failed,
+            Self::Interrupted => ExitClass::Cancelled,
             Self::Defect(_) => ExitClass::Defect,
         }
     }

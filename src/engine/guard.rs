@@ -15,9 +15,11 @@ use super::{Context, EngineError};
 use crate::failure::Failure;
 use crate::ids::RunId;
 use crate::plan::{Known, Plan};
+use crate::record::event::RunStatus;
 use crate::record::lock::{FileLock, Holder, Refused};
+use crate::record::state::Verdict;
 use crate::service::postgres::{Server, Session};
-use crate::step::effect::{Effect, Resource};
+use crate::step::effect::{Access, Effect, Resource};
 
 /// How long a lock that is held is asked for again: a killed holder's session may take a moment to end.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -67,9 +69,10 @@ impl Guards {
     pub(super) async fn acquire(cx: &Context, plan: &Plan, run: &RunId) -> Result<Self, EngineError> {
         let changed: BTreeSet<Resource> = effects(plan)
             .into_iter()
-            .filter(|effect| effect.access.writes() && effect.is_contended())
+            .filter(|effect| effect.access.writes())
             .map(|effect| effect.resource)
             .collect();
+        claimed(cx, run, &changed)?;
         let files = changed.iter().filter_map(|resource| file_lock(cx, plan, run, resource).transpose());
         let files = files.collect::<Result<_, _>>()?;
         let mut guards = Self { _files: files, servers: BTreeMap::new() };
@@ -120,6 +123,36 @@ impl Guards {
         }
         Ok(said)
     }
+}
+
+/// A run that waits for a person holds its claim in the state store, not by a process:
+/// what it changes is not changed by another one meanwhile. A no gives the claim up.
+fn claimed(cx: &Context, run: &RunId, changed: &BTreeSet<Resource>) -> Result<(), EngineError> {
+    for other in cx.store.runs()? {
+        if &other.id == run || other.last_status() != Some(RunStatus::Waiting) {
+            continue;
+        }
+        // A journal that can't be read is the business of those who look at that run.
+        let Ok(state) = other.state() else { continue };
+        let written = state.steps.iter().filter(|step| !step.is_done()).flat_map(|step| &step.header.effects);
+        let mut written = written.filter(|effect| effect.access != Access::Read.as_str());
+        let shared =
+            written.find(|effect| changed.iter().any(|mine| mine.overlaps(&effect.resource.as_str().into())));
+        let waits =
+            state.waiting().find(|_| state.waiting().all(|(_, waiting)| waiting.verdict() != Verdict::Rejected));
+        if let (Some(shared), Some((step, waiting))) = (shared, waits) {
+            let (id, step) = (&other.id, &step.header.id);
+            return Err(EngineError::Locked {
+                resource: shared.resource.clone(),
+                holder: format!("run {id}, whose step `{step}` waits for a person since {}", waiting.since),
+                look: format!(
+                    "look at it with `lifeboat status {id}`; `lifeboat approve {id} {step}` and `lifeboat resume {id}` \
+                     let it go on, `lifeboat reject {id} {step}` gives its claim up"
+                ),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// What the plan's steps do, as far as it is known before the run.
@@ -243,7 +276,7 @@ fn databases(changed: &BTreeSet<Resource>) -> BTreeMap<String, Vec<Lock>> {
 }
 
 /// A lock's number on the server: the same from every machine, whatever its target is called there.
-fn key(what: &str) -> i64 {
+pub(super) fn key(what: &str) -> i64 {
     let digest = Sha256::digest(format!("lifeboat lock: {what}"));
     digest.iter().take(8).fold(0, |key, byte| (key << 8) | i64::from(*byte))
 }

@@ -33,13 +33,13 @@ mod worker;
 use crate::ids::RunId;
 use crate::plan::Plan;
 use crate::record::event::{
-    Actor, Answer, EffectRecord, Event, FORMAT, Question, Record, RunStarted, RunStatus, StepHeader,
+    Actor, Answer, EffectRecord, Event, FORMAT, Question, RunStarted, RunStatus, StepHeader,
 };
 use crate::record::sink::Sink;
 use crate::record::state::RunState;
 use crate::record::store::{Copies, RunFolder, Store};
 use crate::service::Services;
-use crate::step::effect::Access;
+use crate::step::effect::{Access, Effect};
 use control::Control;
 pub use error::{EngineError, ExitClass};
 use guard::Guards;
@@ -170,30 +170,21 @@ pub async fn run(
     cx: &Context,
     plan: &Arc<Plan>,
     options: RunOptions,
-    console: Console,
+    mut console: Console,
 ) -> Result<Ended, EngineError> {
     confirmed(plan, &options)?;
-    let mut foretold = None;
-    if !options.no_preflight || options.approved.is_some() {
-        let report = preview(cx, plan, Some(&cx.services)).await;
-        if let Some(saved) = &options.approved {
-            let objections = saved.objections(&SavedPreview::new(plan, report.clone()));
-            if !objections.is_empty() {
-                return Err(EngineError::NotApproved(objections));
-            }
-        }
-        if report.is_blocked() {
-            return Err(EngineError::Blocked(Box::new(report)));
-        }
-        foretold = Some(report);
-    }
     let id = options.run_id.clone().unwrap_or_else(|| RunId::generate(cx.now()));
+    let prepared = prepare(cx, plan, &options, &id);
+    let (foretold, guards) = unless_stopped(&mut console.controls, prepared).await?;
     let headers = headers(plan, foretold.as_ref());
-    let guards = Guards::acquire(cx, plan, &id).await?;
     let mut run = cx.store.create(&id, &options.copies, cx.now())?;
     let started = started(cx, plan, &id, headers);
     let records = run.journal.append(vec![Event::RunStarted(Box::new(started))], cx.now())?;
-    begin(cx, plan, run, records, guards, options, console).await
+    let state = RunState::fold(&records)?;
+    for record in &records {
+        console.sinks.iter_mut().for_each(|sink| sink.record(record));
+    }
+    dispatcher::drive(cx, plan, run, state, guards, options, console).await
 }
 
 /// Goes on with a run: asks the world what became of steps in flight, then runs the rest.
@@ -207,37 +198,57 @@ pub async fn resume(
     options: RunOptions,
     mut console: Console,
 ) -> Result<Ended, EngineError> {
-    let (mut run, contents, state) = folder.open(cx.now())?;
+    let (mut run, contents, mut state) = folder.open(cx.now())?;
     resume::same_plan(plan, &state)?;
-    let guards = Guards::acquire(cx, plan, &folder.id).await?;
-    let resolved = resume::resolve(cx, plan, folder, &state, &cx.services).await?;
+    let prepared = async {
+        let guards = Guards::acquire(cx, plan, &folder.id).await?;
+        Ok((guards, resume::resolve(cx, plan, folder, &state, &cx.services).await?))
+    };
+    let (guards, resolved) = unless_stopped(&mut console.controls, prepared).await?;
     let events = resume::events(cx, plan, &state, resolved, contents.torn);
-    let mut state = state;
     for record in &contents.records {
         console.sinks.iter_mut().for_each(|sink| sink.past(record));
     }
-    let now = cx.now();
-    for record in run.journal.append(events, now)? {
+    for record in run.journal.append(events, cx.now())? {
         state.apply(&record)?;
         console.sinks.iter_mut().for_each(|sink| sink.record(&record));
     }
     dispatcher::drive(cx, plan, run, state, guards, options, console).await
 }
 
-async fn begin(
+/// What comes before the first record: the preflight, and the locks.
+async fn prepare(
     cx: &Context,
-    plan: &Arc<Plan>,
-    run: crate::record::store::OpenRun,
-    records: Vec<Record>,
-    guards: Guards,
-    options: RunOptions,
-    mut console: Console,
-) -> Result<Ended, EngineError> {
-    let state = RunState::fold(&records)?;
-    for record in &records {
-        console.sinks.iter_mut().for_each(|sink| sink.record(record));
+    plan: &Plan,
+    options: &RunOptions,
+    id: &RunId,
+) -> Result<(Option<PreviewReport>, Guards), EngineError> {
+    if options.no_preflight && options.approved.is_none() {
+        return Ok((None, Guards::acquire(cx, plan, id).await?));
     }
-    dispatcher::drive(cx, plan, run, state, guards, options, console).await
+    let report = preview::foresee(plan, Some(&cx.services)).await;
+    if let Some(saved) = &options.approved {
+        let objections = saved.objections(&SavedPreview::new(plan, report.clone()));
+        if !objections.is_empty() {
+            return Err(EngineError::NotApproved(objections));
+        }
+    }
+    if report.is_blocked() {
+        return Err(EngineError::Blocked(Box::new(report)));
+    }
+    Ok((Some(report), Guards::acquire(cx, plan, id).await?))
+}
+
+/// Does something that touches nothing, unless an operator wants it stopped.
+async fn unless_stopped<T>(
+    controls: &mut Option<UnboundedReceiver<Control>>,
+    work: impl Future<Output = Result<T, EngineError>>,
+) -> Result<T, EngineError> {
+    let Some(controls) = controls else { return work.await };
+    tokio::select! {
+        done = work => done,
+        Some(_) = controls.recv() => Err(EngineError::Interrupted),
+    }
 }
 
 /// A protected environment wants its name typed before anything is destroyed in it.
@@ -276,7 +287,7 @@ fn headers(plan: &Plan, foretold: Option<&PreviewReport>) -> Vec<StepHeader> {
                 Some(step) => step.effects.clone(),
                 None => step.render(&known).map_or_else(
                     |_| Vec::new(),
-                    |rendered| rendered.step.effects().iter().map(EffectRecord::from).collect(),
+                    |rendered| rendered.step.effects().iter().map(|effect| masked(plan, effect)).collect(),
                 ),
             };
             let redact = |text: &str| plan.environment.redactor.redact(text).into_owned();
@@ -296,6 +307,11 @@ fn headers(plan: &Plan, foretold: Option<&PreviewReport>) -> Vec<StepHeader> {
             }
         })
         .collect()
+}
+
+fn masked(plan: &Plan, effect: &Effect) -> EffectRecord {
+    let resource = plan.environment.redactor.redact(effect.resource.as_str()).into_owned();
+    EffectRecord { access: effect.access.as_str().to_owned(), resource }
 }
 
 fn started(cx: &Context, plan: &Plan, id: &RunId, steps: Vec<StepHeader>) -> RunStarted {
@@ -320,3 +336,6 @@ fn started(cx: &Context, plan: &Plan, id: &RunId, steps: Vec<StepHeader>) -> Run
         steps,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,17 +4,19 @@
 //! the objectives is in [`crate::record::measure`], where reports find it as well.
 
 use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::Context;
 use super::preview::StepPreview;
 use crate::ids::RunId;
 use crate::plan::Plan;
 use crate::record::event::Outcome;
 use crate::record::sink::Forecast;
 use crate::record::state::{Phase, RunState, StepState};
-use crate::record::store::Store;
+use crate::record::store::{RunFolder, Store};
 use crate::step::Action;
 
 /// How many earlier runs of a plan are asked.
@@ -26,10 +28,11 @@ pub struct Durations(HashMap<String, Duration>);
 
 impl Durations {
     /// From the last runs of a plan, but for `except`. A run that can't be read tells nothing.
-    pub fn of(store: &Store, plan: &str, except: &RunId) -> Self {
+    pub fn of(store: &Store, plan: &str, except: Option<&RunId>) -> Self {
         let runs = store.runs().unwrap_or_default();
-        let earlier =
-            runs.into_iter().filter(|run| &run.id != except && run.plan_name().is_some_and(|name| name == plan));
+        let earlier = runs
+            .into_iter()
+            .filter(|run| Some(&run.id) != except && run.plan_name().is_some_and(|name| name == plan));
         let states = earlier.take(RUNS_ASKED).filter_map(|run| run.state().ok());
         Self::from_states(states)
     }
@@ -81,16 +84,10 @@ impl Durations {
         let (mut unknown, mut known) = (0, false);
         let mut last: Option<usize> = None;
         for (at, step) in state.steps.iter().enumerate() {
-            let rest = match self.rest(step, now) {
-                Some(rest) => {
-                    known |= !matches!(step.phase, Phase::Finished(_));
-                    rest
-                }
-                None => {
-                    unknown += 1;
-                    Duration::ZERO
-                }
-            };
+            let rest = self.rest(step, now);
+            known |= rest.is_some() && !matches!(step.phase, Phase::Finished(_));
+            unknown += usize::from(rest.is_none());
+            let rest = rest.unwrap_or_default();
             let before = step
                 .header
                 .needs
@@ -126,6 +123,27 @@ impl Durations {
     }
 }
 
+/// What earlier runs took, asked beside the run so that it need not wait for that.
+#[derive(Debug)]
+pub(super) struct Earlier {
+    answer: Arc<OnceLock<Durations>>,
+}
+
+impl Earlier {
+    /// Starts asking.
+    pub(super) fn ask(cx: &Context, plan: &Plan, run: &RunFolder) -> Self {
+        let answer = Arc::new(OnceLock::new());
+        let (there, store, plan, run) = (answer.clone(), cx.store.clone(), plan.name.clone(), run.id.clone());
+        tokio::task::spawn_blocking(move || there.set(Durations::of(&store, &plan, Some(&run))));
+        Self { answer }
+    }
+
+    /// The answer, once it is there.
+    pub(super) fn get(&self) -> Option<&Durations> {
+        self.answer.get()
+    }
+}
+
 /// What to say when the recovery time objective will be missed.
 pub fn warning(state: &RunState, forecast: &Forecast, now: Timestamp) -> Option<String> {
     let rto = Duration::try_from_secs_f64(state.header.rto?).ok()?;
@@ -140,4 +158,49 @@ pub fn warning(state: &RunState, forecast: &Forecast, now: Timestamp) -> Option<
             forecast.critical_path.join(", ")
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::tests::{needing, plan, records, step};
+    use serde_json::json;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + second).unwrap()
+    }
+
+    #[test]
+    fn the_longest_way_decides() {
+        let plan = plan(vec![
+            step("a", json!({})),
+            needing("short", json!({}), &["a"]),
+            needing("long", json!({}), &["a"]),
+            needing("end", json!({}), &["short", "long"]),
+        ]);
+        let took =
+            |id: &str, seconds| (plan.step(&id.into()).unwrap().definition.clone(), Duration::from_secs(seconds));
+        let durations = Durations([took("a", 10), took("short", 5), took("long", 60), took("end", 1)].into());
+        let (state, _) = records(&plan, at(0), &[]);
+        let forecast = durations.forecast(&state, at(0)).unwrap();
+        assert_eq!(forecast.remaining, Duration::from_secs(71));
+        assert_eq!(forecast.critical_path, ["a", "long", "end"]);
+        let started = [("a", at(0))];
+        let (state, _) = records(&plan, at(0), &started);
+        let forecast = durations.forecast(&state, at(4)).unwrap();
+        assert_eq!(forecast.remaining, Duration::from_secs(67));
+    }
+
+    #[test]
+    fn a_missed_objective_is_foretold() {
+        let mut plan = plan(vec![step("a", json!({}))]);
+        let definition = plan.steps[0].definition.clone();
+        std::sync::Arc::get_mut(&mut plan).unwrap().objectives.rto = Some(crate::units::Duration::seconds(30));
+        let durations = Durations([(definition, Duration::from_secs(20))].into());
+        let (state, _) = records(&plan, at(0), &[]);
+        let forecast = durations.forecast(&state, at(5)).unwrap();
+        assert_eq!(warning(&state, &forecast, at(5)), None);
+        let late = warning(&state, &forecast, at(15)).unwrap();
+        assert!(late.contains("35s") && late.contains("30s"), "{late}");
+    }
 }

@@ -124,8 +124,16 @@ pub struct SavedPreview {
     pub preview: PreviewReport,
 }
 
-/// Walks the plan; without services nothing is contacted.
+/// Walks the plan, and tells how long a run should take; without services nothing is contacted.
 pub async fn preview(cx: &Context, plan: &Plan, services: Option<&Services>) -> PreviewReport {
+    let mut report = foresee(plan, services).await;
+    let durations = Durations::of(&cx.store, &plan.name, None);
+    report.estimate = durations.estimate(plan, &report.steps);
+    report
+}
+
+/// Walks the plan.
+pub(super) async fn foresee(plan: &Plan, services: Option<&Services>) -> PreviewReport {
     let services = services.map(Services::read_only);
     let redactor = &plan.environment.redactor;
     let mut walk = Walk { world: World::default(), known: Known::default() };
@@ -134,7 +142,6 @@ pub async fn preview(cx: &Context, plan: &Plan, services: Option<&Services>) -> 
         let (preview, effects) = walk.step(step, services.as_ref()).await;
         steps.push(written(step, &preview, &effects, redactor));
     }
-    let durations = Durations::of(&cx.store, &plan.name, &crate::ids::RunId::generate(cx.now()));
     let blocked = steps.iter().any(|step| step.action == Action::Blocked.as_str());
     let seconds = |duration: Option<crate::units::Duration>| duration.map(|duration| duration.std().as_secs_f64());
     PreviewReport {
@@ -144,7 +151,7 @@ pub async fn preview(cx: &Context, plan: &Plan, services: Option<&Services>) -> 
         mode: if services.is_some() { PreviewMode::Live } else { PreviewMode::Offline },
         verdict: if blocked { PreviewVerdict::Blocked } else { PreviewVerdict::Clear },
         impact: Impact::of(&steps),
-        estimate: durations.estimate(plan, &steps),
+        estimate: None,
         rto: seconds(plan.objectives.rto),
         rpo: seconds(plan.objectives.rpo),
         steps,

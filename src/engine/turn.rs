@@ -27,7 +27,11 @@ pub(super) struct Turns {
 impl Turns {
     /// With the outputs of the steps that are done.
     pub(super) fn new(plan: &Arc<Plan>, state: &RunState) -> Self {
-        let mut turns = Self { plan: plan.clone(), known: Known::default(), rendered: RefCell::default() };
+        let mut turns = Self {
+            plan: plan.clone(),
+            known: Known { complete: true, ..Known::default() },
+            rendered: RefCell::default(),
+        };
         for at in 0..state.steps.len() {
             turns.learn(at, &state.steps[at]);
         }

@@ -207,8 +207,11 @@ impl Walker {
         self.busy.iter().sum()
     }
 
-    /// The outcome so far, as `finally` sees it.
+    /// The run's status as templates see it: `running` until all that comes before `finally` is settled.
     pub fn outcome(&self, mode: Mode) -> RunStatus {
+        if self.busy[0] > 0 || !self.pending[0].is_empty() {
+            return RunStatus::Running;
+        }
         match mode {
             Mode::Cancel | Mode::Abort => RunStatus::Cancelled,
             _ if !self.failures.is_empty() => RunStatus::Failed,
@@ -353,3 +356,7 @@ fn change(set: &mut BTreeSet<usize>, at: usize, member: bool) {
         set.remove(&at);
     }
 }
+
+#[cfg(test)]
+#[path = "walk_tests.rs"]
+mod tests;

@@ -28,7 +28,7 @@ use crate::step::{AfterKill, Done, Reporter, RunCx, Step};
 use crate::units::Size;
 
 /// How long a cancelled attempt may take to stop by itself.
-pub(super) const GRACE: Duration = Duration::from_secs(10);
+pub(super) const GRACE: Duration = if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(10) };
 
 /// What a step's outputs may take in the journal.
 const OUTPUTS_CAP: usize = 256 * 1024;
@@ -157,7 +157,7 @@ pub(super) async fn reattach(job: Job, desk: Desk) {
             return;
         }
         tokio::select! {
-            () = tokio::time::sleep(pause) => pause = (pause * 2).min(GRACE),
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(10)),
             () = job.cancel.cancelled() => {
                 let reason = "the run was cancelled while it waited for what a kill had cut off".to_owned();
                 return desk.end(&job, Outcome::Cancelled { reason }).await;
@@ -203,13 +203,12 @@ async fn attempt(job: &Job, desk: &Desk) -> Result<Done, Stopped> {
         () = timeout => false,
     };
     cancel.cancel();
-    let (result, dropped) = match tokio::time::timeout(GRACE, &mut task).await {
-        Ok(result) => (Some(outcome(result)), ""),
-        Err(_) => {
-            task.abort();
-            (None, "; it did not stop within 10s and was dropped")
-        }
-    };
+    let result = tokio::time::timeout(GRACE, &mut task).await.ok().map(outcome);
+    let mut dropped = String::new();
+    if result.is_none() {
+        task.abort();
+        dropped = format!("; it did not stop within {} and was dropped", crate::units::Duration(GRACE));
+    }
     log.finish();
     match (result, cancelled) {
         // It was through before it heard of it: what happened, happened.

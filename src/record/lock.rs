@@ -33,7 +33,7 @@ pub struct Holder {
 #[derive(Debug)]
 pub enum Refused {
     /// Another process holds it; who, if the file tells.
-    Held(Option<Holder>),
+    Held(Option<Box<Holder>>),
     /// The system refused.
     Io(io::Error),
 }
@@ -59,7 +59,7 @@ pub fn acquire(path: &Path, holder: &Holder) -> Result<FileLock, Refused> {
             Err(TryLockError::Error(error)) => return Err(Refused::Io(error)),
         }
     }
-    Err(Refused::Held(read(&mut file)))
+    Err(Refused::Held(read(&mut file).map(Box::new)))
 }
 
 /// Who holds the lock now: `None` when nobody does, `Some(None)` when the file doesn't tell.

@@ -7,6 +7,7 @@
 pub mod actor;
 pub mod event;
 pub mod files;
+mod folder;
 pub mod inbox;
 pub mod journal;
 pub mod lock;

@@ -236,3 +236,7 @@ impl RunState {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

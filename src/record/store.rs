@@ -14,44 +14,24 @@
 //! Folders are 0700, files 0600. Knows nothing of plans beyond their text.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead};
-use std::path::{Component, Path, PathBuf};
+use std::io;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::event::{Actor, Answer, Event, Record};
 use super::files;
-use super::inbox::{self, Letter, Message};
-use super::journal::{self, Contents, Journal, JournalError};
+use super::folder::JOURNAL;
+pub use super::folder::{Delivered, Manifest, OpenRun, RunFolder};
+use super::journal::{Journal, JournalError};
 use super::lock::{self, FileLock, Holder, Refused};
-use super::state::{Illegal, RunState};
-use crate::ids::{RunId, StepId};
+use super::state::Illegal;
+use crate::ids::RunId;
 
 /// The folder in which runs are kept.
 #[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
-}
-
-/// One run's folder.
-#[derive(Clone, Debug)]
-pub struct RunFolder {
-    /// The run.
-    pub id: RunId,
-    path: PathBuf,
-}
-
-/// A run that this process alone works on, from its lock's taking to its dropping.
-#[derive(Debug)]
-pub struct OpenRun {
-    /// The run's folder.
-    pub folder: RunFolder,
-    /// Its journal, open for writing.
-    pub journal: Journal,
-    /// Held until this is dropped.
-    pub lock: FileLock,
 }
 
 /// What a new run keeps of what it runs.
@@ -65,24 +45,6 @@ pub struct Copies {
     pub environment: Option<String>,
     /// The inputs, secrets masked.
     pub inputs: BTreeMap<String, Value>,
-}
-
-/// `run.json`: how to load the copies again.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Manifest {
-    /// The main plan's copy, below the run's folder.
-    pub plan: PathBuf,
-    /// The inputs, secrets masked.
-    pub inputs: BTreeMap<String, Value>,
-}
-
-/// Where an answer went.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Delivered {
-    /// Into the journal: no process works on the run; `resume` goes on.
-    Journaled,
-    /// To the process that works on the run, which journals it.
-    Sent(Option<Holder>),
 }
 
 /// Why the store refused.
@@ -135,12 +97,12 @@ pub enum StoreError {
     #[error("run {0} exists already")]
     Exists(RunId),
     /// Another process works on the run.
-    #[error("run {run} is held by {}", describe(holder.as_ref()))]
+    #[error("run {run} is held by {}", describe(holder.as_deref()))]
     Locked {
         /// The run.
         run: RunId,
         /// Who, if known.
-        holder: Option<Holder>,
+        holder: Option<Box<Holder>>,
     },
     /// An answer that doesn't count.
     #[error("the answer is refused: {0}")]
@@ -257,167 +219,14 @@ impl Store {
     }
 }
 
-const JOURNAL: &str = "journal.jsonl";
-const MANIFEST: &str = "run.json";
-
-impl RunFolder {
-    /// The folder.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Reads and checks the journal, without a lock.
-    pub fn read(&self) -> Result<Contents, StoreError> {
-        Ok(journal::read(&self.journal_path())?)
-    }
-
-    /// Reads the journal and folds it.
-    pub fn state(&self) -> Result<RunState, StoreError> {
-        self.fold(&self.read()?.records)
-    }
-
-    /// The process that works on the run now: `None` when there is none, so that a run
-    /// whose journal says `running` was killed; `Some(None)` when it can't be told who it is.
-    pub fn holder(&self) -> Result<Option<Option<Holder>>, StoreError> {
-        let path = self.lock_path();
-        lock::holder(&path).map_err(|source| io_error("look at", &path, source))
-    }
-
-    /// Takes the run's lock and opens its journal to go on with it. The contents say
-    /// whether a torn last line was dropped.
-    pub fn open(&self, now: Timestamp) -> Result<(OpenRun, Contents, RunState), StoreError> {
-        let lock = self.lock(now)?;
-        let (journal, contents) = Journal::open(&self.journal_path())?;
-        let state = self.fold(&contents.records)?;
-        Ok((OpenRun { folder: self.clone(), journal, lock }, contents, state))
-    }
-
-    /// Answers a waiting step: into the journal when no process works on the run, to that process otherwise.
-    pub fn answer(&self, step: &str, answer: Answer, now: Timestamp) -> Result<Delivered, StoreError> {
-        self.state()?.check_answer(step, &answer).map_err(StoreError::Answer)?;
-        match self.open(now) {
-            Ok((mut run, _, state)) => {
-                state.check_answer(step, &answer).map_err(StoreError::Answer)?;
-                run.journal.append(vec![Event::StepAnswered { step: step.to_owned(), answer }], now)?;
-                Ok(Delivered::Journaled)
-            }
-            Err(StoreError::Locked { holder, .. }) => {
-                self.send(&Message::Answer { step: step.to_owned(), answer }, now)?;
-                Ok(Delivered::Sent(holder))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Keeps a message for the process that works on the run.
-    pub fn send(&self, message: &Message, now: Timestamp) -> Result<(), StoreError> {
-        let inbox = self.path.join("inbox");
-        inbox::send(&inbox, message, now).map_err(|source| io_error("write to", &inbox, source))
-    }
-
-    /// The messages that lie there, oldest first.
-    pub fn receive(&self) -> Result<Vec<Letter>, StoreError> {
-        let inbox = self.path.join("inbox");
-        inbox::receive(&inbox).map_err(|source| io_error("read", &inbox, source))
-    }
-
-    /// The log of one attempt.
-    pub fn log_path(&self, step: &StepId, attempt: u32) -> PathBuf {
-        self.path.join("logs").join(format!("{}.{attempt}.log", step.file_stem()))
-    }
-
-    /// How the run's own copies of plan and inputs are loaded again.
-    pub fn manifest(&self) -> Result<Manifest, StoreError> {
-        let path = self.path.join(MANIFEST);
-        let text = std::fs::read(&path).map_err(|source| io_error("read", &path, source))?;
-        serde_json::from_slice(&text).map_err(|error| io_error("read", &path, error.into()))
-    }
-
-    /// The run's own copy of the main plan; those of sub-plans lie beside it as the originals did.
-    pub fn plan_copy(&self) -> Result<PathBuf, StoreError> {
-        Ok(self.path.join(self.manifest()?.plan))
-    }
-
-    /// The run's own copy of the environment, secrets removed.
-    pub fn environment_copy(&self) -> PathBuf {
-        self.path.join("environment.yaml")
-    }
-
-    fn lock(&self, now: Timestamp) -> Result<FileLock, StoreError> {
-        let holder = Holder { by: Actor::current(), run: self.id.to_string(), since: now };
-        let path = self.lock_path();
-        lock::acquire(&path, &holder).map_err(|refused| match refused {
-            Refused::Held(holder) => StoreError::Locked { run: self.id.clone(), holder },
-            Refused::Io(source) => io_error("lock", &path, source),
-        })
-    }
-
-    fn keep(&self, copies: &Copies) -> Result<(), StoreError> {
-        let write = |below: &Path, text: &[u8]| {
-            let path = self.path.join(below);
-            let parent = path.parent().unwrap_or(&self.path);
-            let written = files::make_folder(parent).and_then(|()| files::write(&path, text));
-            written.map_err(|source| io_error("write", &path, source))
-        };
-        let base = common_folder(copies.plans.iter().map(|(path, _)| path.as_path()));
-        let below = |path: &Path| Path::new("plan").join(path.strip_prefix(&base).unwrap_or(path));
-        for (path, text) in &copies.plans {
-            write(&below(path), text.as_bytes())?;
-        }
-        if let Some(text) = &copies.environment {
-            write(Path::new("environment.yaml"), text.as_bytes())?;
-        }
-        let manifest = Manifest { plan: below(&copies.plan), inputs: copies.inputs.clone() };
-        let text =
-            serde_json::to_vec_pretty(&manifest).map_err(|error| io_error("write", &self.path, error.into()))?;
-        write(Path::new(MANIFEST), &text)?;
-        let logs = self.path.join("logs");
-        files::make_folder(&logs).map_err(|source| io_error("create", &logs, source))
-    }
-
-    /// The plan's name, by the first record.
-    pub fn plan_name(&self) -> Option<String> {
-        match self.first()?.event {
-            Event::RunStarted(started) => Some(started.plan),
-            _ => None,
-        }
-    }
-
-    /// When the run began, by its first record; runs that can't tell sort last.
-    fn began(&self) -> Option<Timestamp> {
-        Some(self.first()?.at)
-    }
-
-    fn first(&self) -> Option<Record> {
-        let mut line = String::new();
-        io::BufReader::new(std::fs::File::open(self.journal_path()).ok()?).read_line(&mut line).ok()?;
-        serde_json::from_str(&line).ok()
-    }
-
-    fn fold(&self, records: &[Record]) -> Result<RunState, StoreError> {
-        RunState::fold(records).map_err(|why| StoreError::Illegal { run: self.id.clone(), why })
-    }
-
-    fn journal_path(&self) -> PathBuf {
-        self.path.join(JOURNAL)
-    }
-
-    fn lock_path(&self) -> PathBuf {
-        self.path.join("lock")
-    }
-}
-
-/// The deepest folder that holds all these files; paths that climb are taken from their root.
-fn common_folder<'a>(paths: impl Iterator<Item = &'a Path>) -> PathBuf {
-    let folders = paths.map(|path| path.parent().unwrap_or(Path::new("")).components().collect::<Vec<Component>>());
-    let common = folders.reduce(|a, b| a.into_iter().zip(b).take_while(|(a, b)| a == b).map(|(a, _)| a).collect());
-    common.unwrap_or_default().into_iter().collect()
-}
-
 fn describe(holder: Option<&Holder>) -> String {
     holder.map_or_else(|| "another process".to_owned(), Holder::describe)
 }
 
-fn io_error(doing: &'static str, path: &Path, source: io::Error) -> StoreError {
+pub(super) fn io_error(doing: &'static str, path: &Path, source: io::Error) -> StoreError {
     StoreError::Io { doing, path: path.to_owned(), source }
 }
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

@@ -61,6 +61,13 @@ fn holds(outer: &str, inner: &str) -> bool {
     }
 }
 
+/// From the text form.
+impl From<&str> for Resource {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
 impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -177,7 +177,7 @@ pub struct ParamError {
     pub message: String,
 }
 
-const fn info<T: StepType>() -> TypeInfo {
+pub(crate) const fn info<T: StepType>() -> TypeInfo {
     TypeInfo {
         name: T::NAME,
         summary: T::SUMMARY,

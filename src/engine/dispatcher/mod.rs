@@ -3,9 +3,9 @@
 //! Each change takes the same moves: the fold allows it, it is on disk, the reporters
 //! hear of it, whoever waits for it is told. Changes that are ready together share one
 //! write and one sync. Commands come from the pure [`walk`](super::walk); workers act.
-//! Read next: [`people`] for what operators say meanwhile.
+//! Read next: [`reports`] for what workers say, [`people`] for what operators say meanwhile.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +14,10 @@ use tokio::task::{Id, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 mod people;
+mod reports;
 
 use super::guard::Guards;
-use super::objective::Durations;
+use super::objective::Earlier;
 use super::turn::Turns;
 use super::walk::{Command, Mode, Walker};
 use super::worker::{self, Ack, Desk, Job, Report};
@@ -78,7 +79,7 @@ struct Dispatcher<'a> {
     asking: Option<(usize, JoinHandle<Option<Answer>>)>,
     /// The person at the terminal left a question open.
     declined: bool,
-    durations: Durations,
+    durations: Earlier,
     warned: bool,
 }
 
@@ -122,7 +123,7 @@ impl<'a> Dispatcher<'a> {
             plan,
             walker: Walker::new(&plan.steps, &state),
             turns: Turns::new(plan, &state),
-            durations: Durations::of(&cx.store, &plan.name, &run.folder.id),
+            durations: Earlier::ask(cx, plan, &run.folder),
             folder: run.folder,
             journal: Some(run.journal),
             _lock: run.lock,
@@ -146,6 +147,8 @@ impl<'a> Dispatcher<'a> {
     async fn work(&mut self) -> Result<(), EngineError> {
         self.reattach();
         self.read_inbox()?;
+        self.silence()?;
+        self.confirm_open()?;
         let mut tick = tokio::time::interval(TICK);
         loop {
             let stopped = self.walk()?;
@@ -219,19 +222,9 @@ impl<'a> Dispatcher<'a> {
             Ok(None) => return Err(EngineError::Defect(format!("step `{}` has no question", self.id(at)))),
             Err(failure) => return self.finish(at, Outcome::Failed { error: self.error(failure) }),
         };
-        let confirmed = question.kind == QuestionKind::Confirm && self.options.yes;
+        let confirm = question.kind == QuestionKind::Confirm;
         self.emit(Event::StepWaiting { step: self.id(at), question })?;
-        if confirmed {
-            let answer = Answer {
-                approved: true,
-                by: self.cx.by.user.clone(),
-                at: self.cx.now(),
-                note: Some("--yes".to_owned()),
-                fields: BTreeMap::default(),
-            };
-            self.emit(Event::StepAnswered { step: self.id(at), answer })?;
-        }
-        Ok(())
+        if confirm { self.confirm(at) } else { Ok(()) }
     }
 
     /// Ends a step by its answers.
@@ -362,67 +355,6 @@ impl<'a> Dispatcher<'a> {
             self.take(report)?;
         }
         Ok(())
-    }
-
-    fn take(&mut self, report: Report) -> Result<(), EngineError> {
-        match report {
-            Report::Noted { at, attempt, note, ack } => {
-                let step = &self.state.steps[at];
-                if step.phase != Phase::Running || step.attempt != attempt {
-                    // Left over from an attempt that was dropped.
-                    let _ = ack.send(Err(Failure::permanent("the attempt has ended, and takes no note")));
-                    return Ok(());
-                }
-                self.emit(Event::StepNoted { step: self.id(at), attempt, note })?;
-                self.batch.after.push(After::Acknowledge(ack));
-            }
-            Report::Failed { at, attempt, error, retry_in } => {
-                let retry_in = retry_in.as_secs_f64();
-                self.emit(Event::AttemptFailed { step: self.id(at), attempt, error, retry_in })?;
-            }
-            Report::Again { at, attempt, ack } => {
-                self.emit(Event::StepStarted { step: self.id(at), attempt })?;
-                self.batch.after.push(After::Acknowledge(ack));
-            }
-            Report::Said { at, message } => {
-                let message = self.desk.redactor.redact(&message).into_owned();
-                self.emit(Event::Noticed { step: Some(self.id(at)), message })?;
-            }
-            Report::Finished { at, attempt, outcome } => {
-                self.emit(Event::StepFinished { step: self.id(at), attempt, outcome })?;
-            }
-            Report::Unclear { at, why } => {
-                let question = super::resume::interrupted(&self.plan.steps[at].id, &why);
-                self.emit(Event::StepWaiting { step: self.id(at), question })?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A worker that panicked: its step fails, the run goes on by its rules.
-    fn lost_worker(&mut self, error: &tokio::task::JoinError) -> Result<(), EngineError> {
-        let Some(at) = self.tasks.remove(&error.id()) else { return Ok(()) };
-        if !matches!(self.state.steps[at].phase, Phase::Running | Phase::Retrying { .. }) {
-            return Ok(());
-        }
-        let message = "a defect of Lifeboat: the step's worker panicked".to_owned();
-        let help = Some("please report this with the run's journal".to_owned());
-        self.finish(at, Outcome::Failed { error: ErrorRecord { message, transient: false, help } })
-    }
-
-    /// Goes on waiting for what a dead process left going on in the world.
-    fn reattach(&mut self) {
-        for at in 0..self.state.steps.len() {
-            if self.state.steps[at].phase != Phase::Running {
-                continue;
-            }
-            // It was rendered when it was asked what became of it, a moment ago.
-            if let Ok(step) = self.turns.step(at) {
-                let job = self.job(at, step, self.state.steps[at].attempt);
-                let task = self.workers.spawn(worker::reattach(job, self.desk.clone()));
-                self.tasks.insert(task.id(), at);
-            }
-        }
     }
 
     /// The journal is lost: what runs is cancelled, since nothing of it can be kept.

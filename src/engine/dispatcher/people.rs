@@ -1,5 +1,7 @@
 //! What operators say while a run goes on: answers, pause, cancel, and their silence.
 
+use std::collections::BTreeMap;
+
 use super::{After, Dispatcher};
 use crate::engine::EngineError;
 use crate::engine::control::Control;
@@ -25,6 +27,31 @@ impl Dispatcher<'_> {
         let task = tokio::spawn(async move { asker.ask(&step, &question).await });
         self.asking = Some((at, task));
         true
+    }
+
+    /// `--yes` answers each `confirm`, also those left open by an earlier process; nothing else.
+    pub(super) fn confirm_open(&mut self) -> Result<(), EngineError> {
+        let open = |waiting: &Waiting| {
+            waiting.question.kind == QuestionKind::Confirm && waiting.verdict() == Verdict::Open
+        };
+        let open: Vec<_> = self.state.waiting().filter(|(_, waiting)| open(waiting)).collect();
+        let open: Vec<_> = open.into_iter().filter_map(|(step, _)| self.state.position(&step.header.id)).collect();
+        open.into_iter().try_for_each(|at| self.confirm(at))
+    }
+
+    /// Answers a `confirm` if `--yes` was given.
+    pub(super) fn confirm(&mut self, at: usize) -> Result<(), EngineError> {
+        if !self.options.yes {
+            return Ok(());
+        }
+        let answer = Answer {
+            approved: true,
+            by: self.cx.by.user.clone(),
+            at: self.cx.now(),
+            note: Some("--yes".to_owned()),
+            fields: BTreeMap::default(),
+        };
+        self.emit(Event::StepAnswered { step: self.id(at), answer })
     }
 
     pub(super) fn control(&mut self, control: Control, by: Option<String>) -> Result<(), EngineError> {
@@ -99,7 +126,7 @@ impl Dispatcher<'_> {
     }
 
     /// Silence rejects: a question whose time is over ends its step.
-    fn silence(&mut self) -> Result<(), EngineError> {
+    pub(super) fn silence(&mut self) -> Result<(), EngineError> {
         let now = self.cx.now();
         let late = |waiting: &Waiting| waiting.question.until.filter(|until| *until <= now);
         let silent: Vec<_> = self
@@ -130,7 +157,9 @@ impl Dispatcher<'_> {
     /// Tells how long the rest will take, and warns once before the objective is missed.
     fn forecast(&mut self) -> Result<(), EngineError> {
         let now = self.cx.now();
-        let Some(forecast) = self.durations.forecast(&self.state, now) else { return Ok(()) };
+        let Some(forecast) = self.durations.get().and_then(|durations| durations.forecast(&self.state, now)) else {
+            return Ok(());
+        };
         self.console.sinks.iter_mut().for_each(|sink| sink.forecast(&forecast, now));
         let Some(warning) = objective::warning(&self.state, &forecast, now).filter(|_| !self.warned) else {
             return Ok(());

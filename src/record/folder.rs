@@ -1,0 +1,231 @@
+//! One run's folder: its journal, lock, inbox, copies and logs.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, Read, Seek, SeekFrom};
+use std::path::{Component, Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::event::{Actor, Answer, Event, Record, RunStatus};
+use super::files;
+use super::inbox::{self, Letter, Message};
+use super::journal::{self, Contents, Journal};
+use super::lock::{self, FileLock, Holder, Refused};
+use super::state::RunState;
+use super::store::{Copies, StoreError, io_error};
+use crate::ids::{RunId, StepId};
+
+/// One run's folder.
+#[derive(Clone, Debug)]
+pub struct RunFolder {
+    /// The run.
+    pub id: RunId,
+    pub(super) path: PathBuf,
+}
+
+/// A run that this process alone works on, from its lock's taking to its dropping.
+#[derive(Debug)]
+pub struct OpenRun {
+    /// The run's folder.
+    pub folder: RunFolder,
+    /// Its journal, open for writing.
+    pub journal: Journal,
+    /// Held until this is dropped.
+    pub lock: FileLock,
+}
+
+/// `run.json`: how to load the copies again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The main plan's copy, below the run's folder.
+    pub plan: PathBuf,
+    /// The inputs, secrets masked.
+    pub inputs: BTreeMap<String, Value>,
+}
+
+/// Where an answer went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delivered {
+    /// Into the journal: no process works on the run; `resume` goes on.
+    Journaled,
+    /// To the process that works on the run, which journals it.
+    Sent(Option<Box<Holder>>),
+}
+
+pub(super) const JOURNAL: &str = "journal.jsonl";
+const MANIFEST: &str = "run.json";
+
+impl RunFolder {
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads and checks the journal, without a lock.
+    pub fn read(&self) -> Result<Contents, StoreError> {
+        Ok(journal::read(&self.journal_path())?)
+    }
+
+    /// Reads the journal and folds it.
+    pub fn state(&self) -> Result<RunState, StoreError> {
+        self.fold(&self.read()?.records)
+    }
+
+    /// The process that works on the run now: `None` when there is none, so that a run
+    /// whose journal says `running` was killed; `Some(None)` when it can't be told who it is.
+    pub fn holder(&self) -> Result<Option<Option<Holder>>, StoreError> {
+        let path = self.lock_path();
+        lock::holder(&path).map_err(|source| io_error("look at", &path, source))
+    }
+
+    /// Takes the run's lock and opens its journal to go on with it. The contents say
+    /// whether a torn last line was dropped.
+    pub fn open(&self, now: Timestamp) -> Result<(OpenRun, Contents, RunState), StoreError> {
+        let lock = self.lock(now)?;
+        let (journal, contents) = Journal::open(&self.journal_path())?;
+        let state = self.fold(&contents.records)?;
+        Ok((OpenRun { folder: self.clone(), journal, lock }, contents, state))
+    }
+
+    /// Answers a waiting step: into the journal when no process works on the run, to that process otherwise.
+    pub fn answer(&self, step: &str, answer: Answer, now: Timestamp) -> Result<Delivered, StoreError> {
+        self.state()?.check_answer(step, &answer).map_err(StoreError::Answer)?;
+        match self.open(now) {
+            Ok((mut run, _, state)) => {
+                state.check_answer(step, &answer).map_err(StoreError::Answer)?;
+                run.journal.append(vec![Event::StepAnswered { step: step.to_owned(), answer }], now)?;
+                Ok(Delivered::Journaled)
+            }
+            Err(StoreError::Locked { holder, .. }) => {
+                self.send(&Message::Answer { step: step.to_owned(), answer }, now)?;
+                Ok(Delivered::Sent(holder))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Keeps a message for the process that works on the run.
+    pub fn send(&self, message: &Message, now: Timestamp) -> Result<(), StoreError> {
+        let inbox = self.path.join("inbox");
+        inbox::send(&inbox, message, now).map_err(|source| io_error("write to", &inbox, source))
+    }
+
+    /// The messages that lie there, oldest first.
+    pub fn receive(&self) -> Result<Vec<Letter>, StoreError> {
+        let inbox = self.path.join("inbox");
+        inbox::receive(&inbox).map_err(|source| io_error("read", &inbox, source))
+    }
+
+    /// The log of one attempt.
+    pub fn log_path(&self, step: &StepId, attempt: u32) -> PathBuf {
+        self.path.join("logs").join(format!("{}.{attempt}.log", step.file_stem()))
+    }
+
+    /// How the run's own copies of plan and inputs are loaded again.
+    pub fn manifest(&self) -> Result<Manifest, StoreError> {
+        let path = self.path.join(MANIFEST);
+        let text = std::fs::read(&path).map_err(|source| io_error("read", &path, source))?;
+        serde_json::from_slice(&text).map_err(|error| io_error("read", &path, error.into()))
+    }
+
+    /// The run's own copy of the main plan; those of sub-plans lie beside it as the originals did.
+    pub fn plan_copy(&self) -> Result<PathBuf, StoreError> {
+        Ok(self.path.join(self.manifest()?.plan))
+    }
+
+    /// The run's own copy of the environment, secrets removed.
+    pub fn environment_copy(&self) -> PathBuf {
+        self.path.join("environment.yaml")
+    }
+
+    pub(super) fn lock(&self, now: Timestamp) -> Result<FileLock, StoreError> {
+        let holder = Holder { by: Actor::current(), run: self.id.to_string(), since: now };
+        let path = self.lock_path();
+        lock::acquire(&path, &holder).map_err(|refused| match refused {
+            Refused::Held(holder) => StoreError::Locked { run: self.id.clone(), holder },
+            Refused::Io(source) => io_error("lock", &path, source),
+        })
+    }
+
+    pub(super) fn keep(&self, copies: &Copies) -> Result<(), StoreError> {
+        let write = |below: &Path, text: &[u8]| {
+            let path = self.path.join(below);
+            let parent = path.parent().unwrap_or(&self.path);
+            let written = files::make_folder(parent).and_then(|()| files::write(&path, text));
+            written.map_err(|source| io_error("write", &path, source))
+        };
+        let base = common_folder(copies.plans.iter().map(|(path, _)| path.as_path()));
+        let below = |path: &Path| Path::new("plan").join(path.strip_prefix(&base).unwrap_or(path));
+        for (path, text) in &copies.plans {
+            write(&below(path), text.as_bytes())?;
+        }
+        if let Some(text) = &copies.environment {
+            write(Path::new("environment.yaml"), text.as_bytes())?;
+        }
+        let manifest = Manifest { plan: below(&copies.plan), inputs: copies.inputs.clone() };
+        let text =
+            serde_json::to_vec_pretty(&manifest).map_err(|error| io_error("write", &self.path, error.into()))?;
+        write(Path::new(MANIFEST), &text)?;
+        let logs = self.path.join("logs");
+        files::make_folder(&logs).map_err(|source| io_error("create", &logs, source))
+    }
+
+    /// What the run's last record on its status says, read from the journal's end without
+    /// checking it whole; for a quick look over many runs.
+    pub fn last_status(&self) -> Option<RunStatus> {
+        const ENOUGH: u64 = 64 * 1024;
+        let mut file = std::fs::File::open(self.journal_path()).ok()?;
+        let from = file.metadata().ok()?.len().saturating_sub(ENOUGH);
+        file.seek(SeekFrom::Start(from)).ok()?;
+        let mut end = Vec::new();
+        file.read_to_end(&mut end).ok()?;
+        let records =
+            end.rsplit(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Record>(line).ok());
+        records.map(|record| record.event).find_map(|event| match event {
+            Event::RunStopped { status, .. } => Some(status),
+            // Answers and notices may follow a stop; anything else means that a process went on.
+            Event::StepAnswered { .. } | Event::Noticed { .. } => None,
+            _ => Some(RunStatus::Running),
+        })
+    }
+
+    /// The plan's name, by the first record.
+    pub fn plan_name(&self) -> Option<String> {
+        match self.first()?.event {
+            Event::RunStarted(started) => Some(started.plan),
+            _ => None,
+        }
+    }
+
+    /// When the run began, by its first record; runs that can't tell sort last.
+    pub(super) fn began(&self) -> Option<Timestamp> {
+        Some(self.first()?.at)
+    }
+
+    fn first(&self) -> Option<Record> {
+        let mut line = String::new();
+        io::BufReader::new(std::fs::File::open(self.journal_path()).ok()?).read_line(&mut line).ok()?;
+        serde_json::from_str(&line).ok()
+    }
+
+    fn fold(&self, records: &[Record]) -> Result<RunState, StoreError> {
+        RunState::fold(records).map_err(|why| StoreError::Illegal { run: self.id.clone(), why })
+    }
+
+    pub(super) fn journal_path(&self) -> PathBuf {
+        self.path.join(JOURNAL)
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.path.join("lock")
+    }
+}
+
+/// The deepest folder that holds all these files; paths that climb are taken from their root.
+fn common_folder<'a>(paths: impl Iterator<Item = &'a Path>) -> PathBuf {
+    let folders = paths.map(|path| path.parent().unwrap_or(Path::new("")).components().collect::<Vec<Component>>());
+    let common = folders.reduce(|a, b| a.into_iter().zip(b).take_while(|(a, b)| a == b).map(|(a, _)| a).collect());
+    common.unwrap_or_default().into_iter().collect()
+}

@@ -1,0 +1,95 @@
+//! Finding, holding and messaging runs.
+
+use super::*;
+use crate::record::event::Event;
+use crate::record::inbox::{Letter, Message};
+
+fn store() -> (tempfile::TempDir, Store) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("state").to_str().unwrap()).unwrap();
+    (folder, store)
+}
+
+fn begin(store: &Store, id: &str, second: i64) -> OpenRun {
+    let at = Timestamp::from_second(second).unwrap();
+    let mut run = store.create(&RunId::parse(id).unwrap(), &Copies::default(), at).unwrap();
+    run.journal.append(vec![Event::Noticed { step: None, message: String::new() }], at).unwrap();
+    run
+}
+
+#[test]
+fn a_run_is_found_by_what_begins_its_id_and_the_latest_by_nothing() {
+    let (_folder, store) = store();
+    assert!(matches!(store.find(None), Err(StoreError::None(_))));
+    for (id, second) in [("drill", 30), ("20260101-babo", 20), ("20260101-baba", 10)] {
+        begin(&store, id, second);
+    }
+    let found = |prefix| store.find(prefix).map(|run| run.id.to_string());
+    assert_eq!(found(None).unwrap(), "drill", "the latest began last, whatever it is called");
+    assert_eq!(found(Some("20260101-babo")).unwrap(), "20260101-babo");
+    assert_eq!(found(Some("dr")).unwrap(), "drill");
+    let ambiguous = found(Some("2026")).unwrap_err();
+    assert!(ambiguous.to_string().contains("20260101-babo, 20260101-baba"), "{ambiguous}");
+    assert!(matches!(found(Some("x")), Err(StoreError::Unknown { .. })));
+}
+
+#[test]
+fn an_id_is_used_once_and_a_run_held_once() {
+    let (_folder, store) = store();
+    let run = begin(&store, "r", 0);
+    let id = RunId::parse("r").unwrap();
+    assert!(matches!(store.create(&id, &Copies::default(), Timestamp::now()), Err(StoreError::Exists(_))));
+    let refused = run.folder.open(Timestamp::now()).unwrap_err();
+    assert!(refused.to_string().contains("for run r, since 1970-01-01 00:00:00Z"), "{refused}");
+    assert!(run.folder.holder().unwrap().is_some());
+    let folder = run.folder.clone();
+    drop(run);
+    assert_eq!(folder.holder().unwrap(), None);
+}
+
+#[test]
+fn copies_keep_their_places_to_each_other() {
+    let (folder, store) = store();
+    let main = folder.path().join("plans/recovery/main.yaml");
+    let sub = folder.path().join("plans/shared/sub.yaml");
+    let copies = Copies {
+        plan: main.clone(),
+        plans: vec![(main, "main".to_owned()), (sub, "sub".to_owned())],
+        environment: Some("env".to_owned()),
+        inputs: [("backup".to_owned(), Value::from("latest"))].into(),
+    };
+    let run = store.create(&RunId::parse("r").unwrap(), &copies, Timestamp::now()).unwrap();
+    let copy = run.folder.plan_copy().unwrap();
+    assert!(copy.ends_with("plan/recovery/main.yaml"));
+    assert_eq!(std::fs::read_to_string(&copy).unwrap(), "main");
+    assert_eq!(std::fs::read_to_string(copy.parent().unwrap().join("../shared/sub.yaml")).unwrap(), "sub");
+    assert_eq!(std::fs::read_to_string(run.folder.environment_copy()).unwrap(), "env");
+    assert_eq!(run.folder.manifest().unwrap().inputs, copies.inputs);
+}
+
+#[test]
+fn messages_arrive_in_order_and_damaged_ones_are_said() {
+    let (_folder, store) = store();
+    let folder = begin(&store, "r", 0).folder;
+    for (second, by) in [(1, "maria"), (2, "ben")] {
+        let message = Message::Pause { by: by.to_owned() };
+        folder.send(&message, Timestamp::from_second(second).unwrap()).unwrap();
+    }
+    std::fs::write(folder.path().join("inbox/9.json"), "{").unwrap();
+    let letters = folder.receive().unwrap();
+    let by = |letter: &Letter| match &letter.message {
+        Ok(Message::Pause { by }) => by.clone(),
+        other => format!("{}", other.is_err()),
+    };
+    assert_eq!(letters.iter().map(by).collect::<Vec<_>>(), ["maria", "ben", "true"]);
+    for letter in letters {
+        letter.done().unwrap();
+    }
+    assert!(folder.receive().unwrap().is_empty());
+}
+
+#[test]
+fn state_in_a_database_is_refused_and_its_url_not_repeated() {
+    let refused = Store::open("postgres://x:secret@db/state").unwrap_err();
+    assert!(!refused.to_string().contains("secret"), "{refused}");
+}
