@@ -1,5 +1,6 @@
 //! The exit codes, and the one error that commands end with.
 
+use crate::engine::{EngineError, ExitClass};
 use crate::failure::Failure;
 use crate::record::store::StoreError;
 
@@ -106,6 +107,22 @@ impl From<StoreError> for Error {
             StoreError::Locked { .. } => Exit::Locked,
             StoreError::Io { .. } | StoreError::Journal(_) | StoreError::Illegal { .. } => Exit::Failed,
             _ => Exit::Usage,
+        };
+        Self::Message { exit, message: error.to_string(), help: error.help() }
+    }
+}
+
+impl From<EngineError> for Error {
+    fn from(error: EngineError) -> Self {
+        let exit = match error.class() {
+            ExitClass::Done => Exit::Done,
+            ExitClass::Failed => Exit::Failed,
+            ExitClass::Usage => Exit::Usage,
+            ExitClass::Blocked => Exit::Blocked,
+            ExitClass::Unfinished => Exit::Waiting,
+            ExitClass::Locked => Exit::Locked,
+            ExitClass::Defect => Exit::Defect,
+            ExitClass::Cancelled => Exit::Cancelled,
         };
         Self::Message { exit, message: error.to_string(), help: error.help() }
     }

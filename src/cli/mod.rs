@@ -4,17 +4,27 @@
 //! decided in [`exit`] alone. Read next: [`Command`].
 
 mod answer;
+mod ask;
 mod audit;
+mod check;
 mod completions;
 mod defect;
+mod doctor;
 pub mod exit;
+mod graph;
+mod load;
 mod logs;
 mod man;
 mod out;
+mod preview;
+mod problem;
 mod report;
+mod resume;
+mod run;
 mod run_folder;
 mod runs;
 mod schema;
+mod show;
 mod status;
 mod steps;
 mod trace;
@@ -59,6 +69,11 @@ struct Common {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Check(check::Args),
+    Show(show::Args),
+    Graph(graph::Args),
+    Run(run::Args),
+    Resume(resume::Args),
     Runs(runs::Args),
     Status(status::Args),
     Logs(logs::Args),
@@ -68,6 +83,7 @@ enum Command {
     Reject(answer::Args),
     Report(report::Args),
     Audit(audit::Args),
+    Doctor(doctor::Args),
     Steps(steps::Args),
     Schema(schema::Args),
     Completions(completions::Args),
@@ -103,6 +119,11 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command, common: &Common, out: &Out) -> Result<Exit, Error> {
     match command {
+        Command::Check(args) => check::check(&args, out),
+        Command::Show(args) => show::show(&args, out),
+        Command::Graph(args) => graph::graph(&args, out),
+        Command::Run(args) => run::run(&args, common, out),
+        Command::Resume(args) => resume::resume(&args, common, out),
         Command::Runs(args) => runs::runs(&args, common, out),
         Command::Status(args) => status::status(&args, common, out),
         Command::Logs(args) => logs::logs(&args, common, out),
@@ -110,6 +131,7 @@ fn run(command: Command, common: &Common, out: &Out) -> Result<Exit, Error> {
         Command::Reject(args) => answer::answer(&args, false, common, out),
         Command::Report(args) => report::report(&args, common, out),
         Command::Audit(args) => audit::audit(&args, common, out),
+        Command::Doctor(args) => doctor::doctor(&args, common, out),
         Command::Steps(args) => steps::steps(&args, out),
         Command::Schema(args) => schema::schema(&args, out),
         Command::Completions(args) => completions::completions(&args, out),
@@ -122,4 +144,13 @@ fn command() -> clap::Command {
     let codes: String =
         exit::TABLE.iter().map(|(exit, meaning)| format!("\n  {:>3}  {meaning}", exit.code())).collect();
     Lifeboat::command().after_long_help(format!("Exit codes:{codes}"))
+}
+
+/// Runs what has to wait for the outside world.
+fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(Exit::Failed, format!("failed to start the worker threads: {error}")))?;
+    runtime.block_on(work)
 }

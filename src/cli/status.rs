@@ -54,7 +54,7 @@ fn follow(args: &Args, store: &Store, out: &Out) -> Result<Exit, Error> {
     let folder = store.find(args.run.as_deref())?;
     let mut sink: Box<dyn Sink> = match args.format {
         Format::Json => Box::new(Json),
-        Format::Human => Box::new(Live::new(false, out.talk)),
+        Format::Human => Box::new(Live::new(None, out.talk)),
     };
     let mut shown = 0;
     loop {

@@ -103,7 +103,7 @@ fn one(reference: &Reference, paint: Paint) -> String {
     let mut parameters = Table::new(2);
     for parameter in &reference.parameters {
         let name = if parameter.required { paint.name(&parameter.name) } else { parameter.name.clone() };
-        parameters.row([name, paint.dim(&parameter.kind), described(parameter)]);
+        parameters.row([name, described(parameter, paint)]);
     }
     if !parameters.is_empty() {
         let _ = write!(text, "\n{}\n{}", paint.strong("Parameters"), parameters.render(paint));
@@ -120,15 +120,15 @@ fn one(reference: &Reference, paint: Paint) -> String {
     text
 }
 
-fn described(parameter: &Parameter) -> String {
-    let mut text = parameter.help.clone();
+fn described(parameter: &Parameter, paint: Paint) -> String {
+    let mut facts = parameter.kind.clone();
     if parameter.required {
-        text = format!("{text} (required)");
+        facts.push_str(", required");
     }
     if let Some(default) = &parameter.default {
-        text = format!("{text} (default: {default})");
+        let _ = write!(facts, ", by default {default}");
     }
-    text.trim().to_owned()
+    format!("{}\n{}", paint.dim(&facts), parameter.help)
 }
 
 fn to_json(info: &TypeInfo) -> serde_json::Value {

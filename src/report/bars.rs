@@ -10,6 +10,39 @@ use super::text::Paint;
 use crate::record::event::{Event, Progress, ProgressUnit, Record};
 use crate::record::state::RunState;
 
+/// The terminal that bars are drawn on. Clones are the same screen.
+#[derive(Clone, Debug)]
+pub struct Screen(MultiProgress);
+
+/// While this lives, nothing is drawn: the terminal is somebody else's.
+#[derive(Debug)]
+pub struct Hidden(MultiProgress);
+
+/// How often a second the screen is drawn, at most.
+const HERTZ: u8 = 12;
+
+impl Default for Screen {
+    fn default() -> Self {
+        Self(MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(HERTZ)))
+    }
+}
+
+impl Screen {
+    /// Takes the bars off until the answer is dropped.
+    pub fn hide(&self) -> Hidden {
+        // A screen that can't be cleared is no reason to stop a recovery.
+        let _ = self.0.clear();
+        self.0.set_draw_target(ProgressDrawTarget::hidden());
+        Hidden(self.0.clone())
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        self.0.set_draw_target(ProgressDrawTarget::stderr_with_hz(HERTZ));
+    }
+}
+
 /// The lower part of the screen.
 #[derive(Debug)]
 pub struct Bars {
@@ -23,10 +56,9 @@ pub struct Bars {
 const TICK: Duration = Duration::from_millis(120);
 
 impl Bars {
-    /// Bars on standard error for the run that `state` is of.
-    pub fn new(state: &RunState, paint: Paint) -> Self {
-        let screen = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(12));
-        Self { screen, running: BTreeMap::new(), lines: Lines::new(state, paint), paint }
+    /// Bars for the run that `state` is of.
+    pub fn new(state: &RunState, screen: Screen, paint: Paint) -> Self {
+        Self { screen: screen.0, running: BTreeMap::new(), lines: Lines::new(state, paint), paint }
     }
 
     /// Shows a record, `state` being the one after it.
@@ -79,7 +111,6 @@ impl Bars {
         for bar in std::mem::take(&mut self.running).into_values() {
             bar.finish_and_clear();
         }
-        // A screen that can't be cleared is no reason to stop a recovery.
         let _ = self.screen.clear();
     }
 

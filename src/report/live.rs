@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::bars::Bars;
+pub use super::bars::Screen;
 use super::lines::{Lines, progress};
 use super::text::{Paint, clock, span};
 use crate::record::event::{Event, Progress, Record};
@@ -14,7 +15,7 @@ use crate::record::state::RunState;
 
 /// How a run is shown.
 #[derive(Debug)]
-enum Screen {
+enum View {
     /// Plain lines on standard error.
     Lines(Lines),
     /// Bars on standard error, a terminal.
@@ -25,9 +26,10 @@ enum Screen {
 #[derive(Debug)]
 pub struct Live {
     paint: Paint,
-    bars: bool,
-    state: Option<RunState>,
+    /// The terminal, if there is one.
     screen: Option<Screen>,
+    state: Option<RunState>,
+    view: Option<View>,
     told: Option<Timestamp>,
     forecast: Option<Duration>,
 }
@@ -37,8 +39,8 @@ const PROGRESS_EVERY: f64 = 10.0;
 
 impl Live {
     /// With bars on a terminal, plain lines elsewhere.
-    pub const fn new(bars: bool, paint: Paint) -> Self {
-        Self { paint, bars, state: None, screen: None, told: None, forecast: None }
+    pub const fn new(screen: Option<Screen>, paint: Paint) -> Self {
+        Self { paint, screen, state: None, view: None, told: None, forecast: None }
     }
 
     /// Folds a record; what can't follow is the engine's own mistake and is simply not shown.
@@ -58,16 +60,13 @@ impl Sink for Live {
     fn record(&mut self, record: &Record) {
         self.fold(record);
         let Some(state) = &self.state else { return };
-        let screen = self.screen.get_or_insert_with(|| {
-            if self.bars {
-                Screen::Bars(Bars::new(state, self.paint))
-            } else {
-                Screen::Lines(Lines::new(state, self.paint))
-            }
+        let view = self.view.get_or_insert_with(|| match &self.screen {
+            Some(screen) => View::Bars(Bars::new(state, screen.clone(), self.paint)),
+            None => View::Lines(Lines::new(state, self.paint)),
         });
-        match screen {
-            Screen::Bars(bars) => bars.record(record, state),
-            Screen::Lines(lines) => {
+        match view {
+            View::Bars(bars) => bars.record(record, state),
+            View::Lines(lines) => {
                 if let Some(line) = lines.line(record, state) {
                     say(&line);
                 }
@@ -76,9 +75,9 @@ impl Sink for Live {
     }
 
     fn progress(&mut self, step: &str, done: &Progress, at: Timestamp) {
-        match &self.screen {
-            Some(Screen::Bars(bars)) => bars.progress(step, done),
-            Some(Screen::Lines(_)) => {
+        match &self.view {
+            Some(View::Bars(bars)) => bars.progress(step, done),
+            Some(View::Lines(_)) => {
                 let due = self.told.is_none_or(|told| super::evidence::seconds(told, at) >= PROGRESS_EVERY);
                 // The first seconds of a short step are no news.
                 if due && self.told.replace(at).is_some() {
@@ -108,8 +107,8 @@ impl Sink for Live {
         let path = forecast.critical_path.join(" → ");
         let warning = if late { self.paint.bad(" — past the recovery time objective") } else { String::new() };
         let line = format!("{} about {} to go, by {path}{warning}", self.paint.dim(&clock(at)), span(remaining));
-        match &self.screen {
-            Some(Screen::Bars(bars)) => bars.suspend(|| say(&line)),
+        match &self.view {
+            Some(View::Bars(bars)) => bars.suspend(|| say(&line)),
             _ => say(&line),
         }
     }

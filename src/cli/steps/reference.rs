@@ -105,6 +105,10 @@ fn target_name(kind: &str) -> &str {
 }
 
 fn collect(schema: &Value, definitions: &Map<String, Value>, prefix: &str, into: &mut Vec<Parameter>) {
+    // A type that has a short form besides: the parameters are those of the long one.
+    let alternatives = schema["anyOf"].as_array().into_iter().flatten();
+    let long = alternatives.map(|one| follow(one, definitions, 0)).find(|one| one["properties"].is_object());
+    let schema = if schema["properties"].is_object() { schema } else { long.unwrap_or(schema) };
     let Some(properties) = schema["properties"].as_object() else { return };
     let required: Vec<&str> =
         schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();

@@ -1,0 +1,91 @@
+//! `lifeboat resume`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::exit::{Error, Exit};
+use super::load::{self, Inputs};
+use super::out::{Format, Out};
+use super::run::{How, conclude, console, context};
+use super::{Common, run_folder};
+use crate::engine::{self, RunOptions};
+use crate::record::event::{Decision, DecisionAction, RunStatus};
+use crate::record::store::RunFolder;
+use crate::report::markdown::action;
+use crate::report::text::{Paint, Table};
+
+/// Go on with a run that stopped, failed or was killed
+///
+/// Nothing that succeeded is done again. A step that was in flight is looked up in the real systems: kept if it
+/// happened, run if it did not, finished if it happened in part; where nobody can tell, a person is asked.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The run: its id or the beginning of it; the latest without one
+    run: Option<String>,
+    /// Say what would be done with each step, and why; change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// The environment's file, where it is no longer where it was
+    #[arg(long, value_name = "ENV")]
+    env: Option<String>,
+    #[command(flatten)]
+    inputs: Inputs,
+    #[command(flatten)]
+    how: How,
+    /// `json`: the decisions of a dry-run, or journal records, one a line
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    format: Format,
+}
+
+pub fn resume(args: &Args, common: &Common, out: &Out) -> Result<Exit, Error> {
+    let store = run_folder::store(common)?;
+    let folder = store.find(args.run.as_deref())?;
+    let state = folder.state()?;
+    if state.status == RunStatus::Succeeded {
+        return Err(Error::usage(format!("run {} has succeeded: nothing is left to do", folder.id))
+            .help(format!("look at it with `lifeboat report {}`", folder.id)));
+    }
+    let environment = args.env.clone().or_else(|| state.header.environment_file.clone());
+    let copy: PathBuf = folder.plan_copy()?;
+    let Some(plan) = load::copy(&copy, environment.as_deref(), &folder.manifest()?.inputs, &args.inputs, out)?
+    else {
+        return Ok(Exit::Usage);
+    };
+    let plan = Arc::new(plan);
+    let mut cx = context(&plan, common)?;
+    cx.store = store;
+    super::block_on(async {
+        let decisions = engine::decide(&cx, &plan, &folder).await?;
+        if args.dry_run {
+            match args.format {
+                Format::Json => out.print_json(&json!({ "run": folder.id.as_str(), "decisions": decisions }))?,
+                Format::Human => out.print(&page(&folder, &decisions, out.paint))?,
+            }
+            return Ok(Exit::Done);
+        }
+        if args.format == Format::Human {
+            out.say(&page(&folder, &decisions, out.talk));
+        }
+        let options = RunOptions { jobs: usize::from(args.how.jobs), yes: args.how.yes, ..RunOptions::default() };
+        let ended = engine::resume(&cx, &plan, &folder, options, console(args.format, out)?).await;
+        conclude(ended, &cx.store, args.format, out)
+    })
+}
+
+/// What will be done with each step, and why.
+fn page(folder: &RunFolder, decisions: &[Decision], paint: Paint) -> String {
+    let mut table = Table::new(2);
+    for decision in decisions {
+        let word = action(decision.action);
+        let word = match decision.action {
+            DecisionAction::Keep => paint.good(word),
+            DecisionAction::Run | DecisionAction::Continue => paint.name(word),
+            DecisionAction::Ask | DecisionAction::Wait => paint.warn(word),
+            DecisionAction::Skip => paint.dim(word),
+        };
+        table.row([word, decision.step.clone(), decision.reason.clone()]);
+    }
+    format!("{}\n{}", paint.strong(&format!("Going on with run {}", folder.id)), table.render(paint))
+}
