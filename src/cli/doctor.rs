@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::plan::load;
 use crate::report::text::{Paint, Table, plural};
 use crate::service::postgres::tool;
-use crate::service::{PostgresSettings, Services, Target};
+use crate::service::{DockerSettings, PostgresSettings, Services, Target};
 
 /// See whether this machine can do the work: tools, versions, connections, privileges
 ///
@@ -146,7 +146,7 @@ async fn tools() -> Vec<Finding> {
             tool.map(|tool| format!("{} in {}; for {for_}", tool.version, tool.path.display())),
         ));
     }
-    let docker = Target::Docker(crate::service::DockerSettings::default());
+    let docker = Target::Docker(DockerSettings { host: "unix:///var/run/docker.sock".to_owned(), tls: None });
     let services =
         Services::new(BTreeMap::from([("docker".to_owned(), docker.clone())]), crate::secret::Redactor::default());
     let mut engine = reach_one(&services, "docker", &docker).await;

@@ -5,7 +5,7 @@ mod svg;
 
 use std::fmt::Write as _;
 
-use sapling_renderdag::{Ancestor, GraphRowRenderer, Renderer};
+use renderdag::{Ancestor, GraphRowRenderer, Renderer};
 use serde_json::json;
 
 use self::layers::Drawing;

@@ -66,11 +66,8 @@ fn action(step: &StepPreview, paint: Paint) -> String {
 }
 
 fn said(step: &StepPreview, paint: Paint) -> String {
-    let certainty = match (step.action.as_str(), step.certainty.as_str()) {
-        ("blocked" | "skip" | "ask", _) | (_, "observed") => String::new(),
-        (_, certainty) => paint.dim(&format!(" ({certainty})")),
-    };
-    format!("{}{certainty}", step.summary)
+    let unsure = step.certainty == "undetermined" && !matches!(step.action.as_str(), "blocked" | "skip");
+    format!("{}{}", step.summary, if unsure { paint.dim(" (undetermined)") } else { String::new() })
 }
 
 fn facts(report: &PreviewReport, paint: Paint) -> String {
@@ -113,8 +110,7 @@ fn facts(report: &PreviewReport, paint: Paint) -> String {
     let mut text = table.render(paint);
     let uncertain = report.steps.iter().any(|step| step.certainty != "observed" && step.action != "blocked");
     if uncertain {
-        let legend =
-            "✓ seen in the real systems  ~ follows from an earlier step or the plan  ? known only in the run";
+        let legend = "✓ observed  ~ assumed, from the plan or a step before  ? known only in the run";
         let _ = write!(text, "\n  {}\n", paint.dim(&wrap(legend, paint.width, 2)));
     }
     text

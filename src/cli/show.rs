@@ -77,18 +77,21 @@ fn facts(plan: &Plan, paint: Paint) -> String {
 }
 
 fn one(plan: &Plan, at: usize, step: &PlannedStep, paint: Paint) -> String {
-    let mut text = format!(
-        "{} {}  {}{}\n",
+    let kind = format!("{:kinds$}", step.info.name, kinds = widest(plan, |step| step.info.name));
+    let id = format!("{:ids$}", step.id.as_str(), ids = widest(plan, |step| step.id.as_str()));
+    let mut table = Table::new(0);
+    table.row([
         paint.dim(&format!("{:>3}", at + 1)),
-        paint.strong(step.id.as_str()),
-        paint.dim(step.info.name),
-        paint.dim(&after(plan, at, step))
-    );
+        paint.strong(&id),
+        paint.dim(&kind),
+        paint.dim(&after(plan, at, step)),
+    ]);
+    let mut text = table.render(paint);
     let title = step.title.as_ref().and_then(|title| step.text(title, &Known::default()).ok());
     for line in title.iter().chain(&step.summary) {
-        let _ = writeln!(text, "    {}", wrap(line, paint.width, 4));
+        let _ = writeln!(text, "     {}", wrap(line, paint.width, 5));
     }
-    let mut table = Table::new(4);
+    let mut table = Table::new(5);
     for effect in effects(step) {
         table.row([
             access(effect.access, paint),
@@ -102,6 +105,11 @@ fn one(plan: &Plan, at: usize, step: &PlannedStep, paint: Paint) -> String {
     text
 }
 
+/// How wide a column of the steps is; what is longer sticks out.
+fn widest(plan: &Plan, of: impl Fn(&PlannedStep) -> &str) -> usize {
+    plan.steps.iter().map(|step| of(step).chars().count()).max().unwrap_or(0).min(28)
+}
+
 /// What a step waits for, unless it is what everybody expects: the step above it.
 fn after(plan: &Plan, at: usize, step: &PlannedStep) -> String {
     let above = at.checked_sub(1).map(|above| &plan.steps[above]).filter(|above| above.finally == step.finally);
@@ -109,12 +117,12 @@ fn after(plan: &Plan, at: usize, step: &PlannedStep) -> String {
         ([only], Some(above)) if only == &above.id => String::new(),
         ([], _) if step.finally => String::new(),
         ([], None) => String::new(),
-        ([], _) => "  starts at once".to_owned(),
+        ([], _) => "starts at once".to_owned(),
         (needs, _) => {
             let shown: Vec<&str> = needs.iter().take(6).map(|id| id.as_str()).collect();
             let more = needs.len().saturating_sub(6);
             let more = if more > 0 { format!(" and {}", plural(more, "other")) } else { String::new() };
-            format!("  after {}{more}", shown.join(", "))
+            format!("after {}{more}", shown.join(", "))
         }
     }
 }

@@ -69,6 +69,9 @@ fn objectives(evidence: &Evidence) -> String {
     }
     let mut text = "\n## Objectives\n\n| | measured | objective | |\n| --- | --- | --- | --- |\n".to_owned();
     let mut row = |name: &str, measured: Option<f64>, objective: Option<Objective>| {
+        if measured.is_none() && objective.is_none() {
+            return;
+        }
         let verdict = match (measured, objective) {
             (_, None) => "",
             (Some(_), Some(objective)) if objective.met => "**met**",

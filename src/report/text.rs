@@ -141,9 +141,12 @@ impl Table {
     }
 }
 
-/// A length of time for people, from seconds: `0.4s`, `12s`, `3m 05s`, `2h 10m`, `4d 3h`.
+/// A length of time for people, from seconds: `40ms`, `1.2s`, `12s`, `3m 05s`, `2h 10m`, `4d 3h`.
 pub fn span(seconds: f64) -> String {
     let seconds = seconds.max(0.0);
+    if seconds < 0.9995 {
+        return format!("{:.0}ms", seconds * 1000.0);
+    }
     if seconds < 9.95 {
         return format!("{seconds:.1}s");
     }
@@ -196,7 +199,7 @@ mod tests {
     fn amounts_read_well() {
         assert_eq!(
             [0.04, 12.4, 59.7, 185.0, 7800.0, 356_400.0].map(span),
-            ["0.0s", "12s", "1m", "3m 05s", "2h 10m", "4d 3h"]
+            ["40ms", "12s", "1m", "3m 05s", "2h 10m", "4d 3h"]
         );
         assert_eq!([0, 999, 1204, 1_234_567].map(count), ["0", "999", "1,204", "1,234,567"]);
         assert_eq!([plural(1, "step"), plural(2, "step")], ["1 step", "2 steps"]);

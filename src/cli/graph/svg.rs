@@ -21,7 +21,7 @@ pub fn svg(title: &str, drawing: &Drawing) -> String {
     let places = places(drawing, &rows);
     let right = places.values().map(|place| place.x + place.width / 2.0).fold(0.0, f64::max);
     let width = (right + MARGIN).max(2.0 * MARGIN + title.chars().count() as f64 * 9.5);
-    let height = TITLE + rows.len() as f64 * (BOX_HEIGHT + ROW_GAP) + MARGIN;
+    let height = TITLE + 12.0 + rows.len() as f64 * (BOX_HEIGHT + ROW_GAP) - ROW_GAP + MARGIN;
     let mut text = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {height:.0}\" width=\"{width:.0}\" height=\"{height:.0}\" \
          role=\"img\" aria-label=\"{0}\">\n<style>{STYLE}</style>\n<rect class=\"page\" width=\"100%\" height=\"100%\"/>\n\
@@ -106,7 +106,8 @@ fn curve(stops: &[Place]) -> String {
     for (at, pair) in stops.windows(2).enumerate() {
         let (from, to) = (pair[0], pair[1]);
         let (start, end) = (from.y + from.height, to.y - if at + 2 == stops.len() { 1.0 } else { 0.0 });
-        let bend = (end - start) / 2.0;
+        // More than half: it leaves and arrives upright.
+        let bend = (end - start) * 0.65;
         if at == 0 {
             let _ = write!(text, "M{:.1} {start:.1}", from.x);
         } else {
