@@ -161,7 +161,8 @@ fn generated_files_are_what_the_program_says() {
 /// Links between pages lead to files that exist.
 #[test]
 fn links_lead_somewhere() {
-    let mut pages = vec![PathBuf::from("README.md"), PathBuf::from("CONTRIBUTING.md"), PathBuf::from("CHANGELOG.md")];
+    let mut pages =
+        vec![PathBuf::from("README.md"), PathBuf::from("CONTRIBUTING.md"), PathBuf::from("CHANGELOG.md")];
     for folder in ["docs", "docs/design"] {
         for entry in std::fs::read_dir(root().join(folder)).unwrap() {
             pages.push(entry.unwrap().path().strip_prefix(root()).unwrap().to_owned());

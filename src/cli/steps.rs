@@ -73,7 +73,8 @@ fn list(types: &[&'static TypeInfo], paint: Paint) -> String {
         }
         let _ = write!(text, "{}\n{}\n", paint.strong(title(family[0])), table.render(paint));
     }
-    text.push_str(&paint.dim("`lifeboat steps TYPE` shows the parameters and outputs of one.\n"));
+    let hint = wrap("`lifeboat steps TYPE` shows the parameters and outputs of one.", paint.width, 0);
+    let _ = writeln!(text, "{}", paint.dim(&hint));
     text
 }
 

@@ -117,8 +117,9 @@ impl Table {
         let mut text = String::new();
         for row in &self.rows {
             let mut line = " ".repeat(self.indent);
-            let last = row.len().saturating_sub(1);
-            for (at, cell) in row.iter().enumerate() {
+            // Painted blanks at a line's end can't be trimmed: empty cells there are left out.
+            let last = row.iter().rposition(|cell| !cell.is_empty()).unwrap_or(0);
+            for (at, cell) in row.iter().enumerate().take(last + 1) {
                 if widths[at] == 0 && last > 0 {
                     continue;
                 }

@@ -1,0 +1,11 @@
+//! The command line as a person or a script uses it: the built program, real files, real
+//! processes; whole outputs as snapshots with only times, ids and names of this machine masked.
+
+#[path = "cli/bench.rs"]
+mod bench;
+#[path = "cli/exits.rs"]
+mod exits;
+#[path = "cli/pages.rs"]
+mod pages;
+#[path = "cli/runs.rs"]
+mod runs;
