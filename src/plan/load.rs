@@ -236,6 +236,10 @@ fn finish(
     let scope = expander.top(&file, &name, &given);
     let Expander { problems: found, mut steps, finally, read, digests, .. } = expander;
     problems.extend(found);
+    let text = |file: &PlanFile| file.source.file.inner().to_string();
+    let mut sources = vec![(path.to_owned(), text(&file))];
+    sources
+        .extend(read.iter().filter_map(|(below, read)| Some((folder_of(path).join(below), text(read.as_ref()?)))));
     let called: Vec<Arc<PlanFile>> = read.into_values().flatten().collect();
     for file in &called {
         default_targets(file, &mut environment);
@@ -268,8 +272,12 @@ fn finish(
     let digest = expand::digest(
         std::iter::once(expand::digest(bytes)).chain(digests).collect::<Vec<_>>().join("\n").as_bytes(),
     );
-    let plan = assemble(path, &file, scope, environment, steps, digest);
+    let plan = Plan { sources, ..assemble(path, &file, scope, environment, steps, digest) };
     told(Some(plan), problems)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
 }
 
 fn told(plan: Option<Plan>, mut problems: Vec<Problem>) -> Loaded {
@@ -457,6 +465,7 @@ fn assemble(
         owners: document.owners.iter().map(|owner| (owner.name.clone(), owner.contact.clone())).collect(),
         file: path.to_owned(),
         digest,
+        sources: Vec::new(),
         inputs: inputs.into_iter().collect(),
         secret_inputs: document.inputs.keys().filter(secret).cloned().collect(),
         environment,

@@ -60,6 +60,8 @@ pub struct Plan {
     pub file: PathBuf,
     /// SHA-256 over the plan's text and its sub-plans', in hex.
     pub digest: String,
+    /// The text of its file and of every sub-plan's, by path: what a run keeps to be resumed with.
+    pub sources: Vec<(PathBuf, String)>,
     /// The inputs' values, defaults filled in.
     pub inputs: BTreeMap<String, Value>,
     /// Names of the inputs that are secret.
