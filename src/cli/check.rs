@@ -6,7 +6,7 @@ use super::exit::{Error, Exit};
 use super::load;
 use super::out::Out;
 use super::problem;
-use crate::report::finding::{self, CheckedFile};
+use crate::report::finding::{self, CheckedFile, Finding};
 use crate::report::text::{Table, plural};
 
 /// Check plans: everything that can be known without contact
@@ -48,10 +48,15 @@ pub fn check(args: &Args, out: &Out) -> Result<Exit, Error> {
     let mut checked: Vec<CheckedFile> = Vec::new();
     let mut pages = String::new();
     for path in &files {
-        let (file, problems) = load::check(path, args.env.as_deref());
-        for problem in &problems {
+        let (mut file, problems) = load::check(path, args.env.as_deref());
+        // What is wrong in an environment or a called plan is said once, with the first plan that uses it.
+        let known = |found: &Finding| checked.iter().any(|other| other.problems.contains(found));
+        let new: Vec<bool> = file.problems.iter().map(|found| !known(found)).collect();
+        for (problem, _) in problems.iter().zip(&new).filter(|(_, new)| **new) {
             pages.push_str(&problem::page(problem, out.paint));
         }
+        let mut new = new.into_iter();
+        file.problems.retain(|_| new.next().unwrap_or(true));
         checked.push(file);
     }
     match args.format {

@@ -177,7 +177,13 @@ fn settled(planned: &PlannedStep, step: &StepState, now: Timestamp) -> (Decision
         Phase::Retrying { .. } => (Run, format!("attempt {} failed, and the next had not begun", step.attempt)),
         Phase::Waiting(waiting) => {
             let (given, wanted) = (waiting.answers.len(), waiting.question.quorum.max(1));
-            (Ask, format!("a person is asked since {}: {given} of {wanted} answers", waiting.since.strftime("%Y-%m-%d %H:%M:%SZ")))
+            (
+                Ask,
+                format!(
+                    "a person is asked since {}: {given} of {wanted} answers",
+                    waiting.since.strftime("%Y-%m-%d %H:%M:%SZ")
+                ),
+            )
         }
         Phase::Pending if step.confirmed => (Run, "a person said yes, and it had not begun".to_owned()),
         Phase::Pending | Phase::Running => (Run, "it has not run".to_owned()),
