@@ -12,6 +12,7 @@ const LAYERS: &[&[&str]] = &[
     &["dump"],
     &["step"],
     &["environment"],
+    &["sandbox"],
     &["plan"],
     &["engine"],
     &["cli"],
@@ -21,7 +22,12 @@ const LAYERS: &[&[&str]] = &[
 const REPORT_MAY: &[&str] = &["ids", "units", "secret", "failure", "record", "report"];
 
 /// Files longer than the rule allows, and why.
-const LONG: &[(&str, &str)] = &[];
+const LONG: &[(&str, &str)] = &[
+    ("src/plan/shape.rs", "one walk over a schema, whose cases read best side by side"),
+    ("src/plan/source.rs", "one builder fed by the YAML parser's events, with its bounds"),
+    ("src/step/mod.rs", "the contract of a step type, which is read in one piece"),
+    ("src/step/postgres/backup.rs", "one file holds one step type whole"),
+];
 
 const LONGEST: usize = 500;
 

@@ -9,7 +9,7 @@ use super::load::{self, PlanArgs};
 use super::out::{Format, Out};
 use crate::engine::preview::masked_inputs;
 use crate::plan::{Known, Plan, PlannedStep};
-use crate::report::text::{Paint, Table, plural, wrap};
+use crate::report::text::{Paint, Table, plural, width, wrap};
 use crate::retry::RetryPolicy;
 use crate::step::effect::{Access, Effect};
 
@@ -39,6 +39,7 @@ fn page(plan: &Plan, paint: Paint) -> String {
         let _ = writeln!(text, "{}", wrap(line, paint.width, 0));
     }
     text.push_str(&facts(plan, paint));
+    let columns = (widest(plan, |step| step.id.as_str()), widest(plan, |step| step.info.name));
     let mut finally = false;
     for (at, step) in plan.steps.iter().enumerate() {
         if step.finally && !finally {
@@ -47,7 +48,7 @@ fn page(plan: &Plan, paint: Paint) -> String {
         } else if at == 0 {
             let _ = write!(text, "\n{}\n", paint.strong("Steps"));
         }
-        text.push_str(&one(plan, at, step, paint));
+        text.push_str(&one(plan, at, step, columns, paint));
     }
     text
 }
@@ -76,16 +77,11 @@ fn facts(plan: &Plan, paint: Paint) -> String {
     table.render(paint)
 }
 
-fn one(plan: &Plan, at: usize, step: &PlannedStep, paint: Paint) -> String {
-    let kind = format!("{:kinds$}", step.info.name, kinds = widest(plan, |step| step.info.name));
-    let id = format!("{:ids$}", step.id.as_str(), ids = widest(plan, |step| step.id.as_str()));
+fn one(plan: &Plan, at: usize, step: &PlannedStep, (ids, kinds): (usize, usize), paint: Paint) -> String {
+    let id = padded(paint.strong(step.id.as_str()), ids);
+    let kind = padded(paint.dim(step.info.name), kinds);
     let mut table = Table::new(0);
-    table.row([
-        paint.dim(&format!("{:>3}", at + 1)),
-        paint.strong(&id),
-        paint.dim(&kind),
-        paint.dim(&after(plan, at, step)),
-    ]);
+    table.row([paint.dim(&format!("{:>3}", at + 1)), id, kind, paint.dim(&after(plan, at, step))]);
     let mut text = table.render(paint);
     let title = step.title.as_ref().and_then(|title| step.text(title, &Known::default()).ok());
     for line in title.iter().chain(&step.summary) {
@@ -103,6 +99,12 @@ fn one(plan: &Plan, at: usize, step: &PlannedStep, paint: Paint) -> String {
     }
     text.push_str(&table.render(paint));
     text
+}
+
+/// A painted text with blanks up to a width.
+fn padded(text: String, columns: usize) -> String {
+    let blanks = columns.saturating_sub(width(&text));
+    text + &" ".repeat(blanks)
 }
 
 /// How wide a column of the steps is; what is longer sticks out.

@@ -314,9 +314,11 @@ impl StepEvidence {
             .iter()
             .map(|(attempt, error)| AttemptError { attempt: *attempt, error: error.clone() })
             .collect();
-        // A step that failed before its first attempt (a parameter that does not render) has no attempt's error.
-        if let (Some(Outcome::Failed { error }), 0) = (step.outcome(), step.attempt) {
-            errors.push(AttemptError { attempt: 0, error: error.clone() });
+        // A step may fail without an attempt that did: a parameter that doesn't render, a person's no.
+        if let Some(Outcome::Failed { error }) = step.outcome()
+            && errors.last().is_none_or(|last| &last.error != error)
+        {
+            errors.push(AttemptError { attempt: step.attempt, error: error.clone() });
         }
         let question = match &step.phase {
             Phase::Waiting(waiting) => Some(waiting.question.clone()),
