@@ -150,10 +150,11 @@ pub fn masked(text: &str) -> String {
         (r"\b\d\d:\d\d:\d\dZ?", "[clock]"),
         (r"[0-9a-f]{64}", "[digest]"),
         (r"`[0-9a-f]{12}`", "`[digest]`"),
-        (r"maria@[^ ,]+", "maria@[host]"),
+        (r"maria@[^\s,]+", "maria@[host]"),
         // With the blanks that align it: a column of durations is as wide as the longest.
         (r"(?m) +\b\d+(\.\d+)?m?s\b( +|$)", " [took] "),
         (r"\b\d+(\.\d+)?m?s\b", "[took]"),
+        (r"(?m)^(  [✓✗▸↻?–■·]  \S+) +", "$1 "),
         (r"(?m) +$", ""),
     ] {
         text = regex::Regex::new(pattern).unwrap().replace_all(&text, with).into_owned();
