@@ -251,6 +251,7 @@ pub(super) fn plan(steps: Vec<PlannedStep>) -> Arc<Plan> {
         owners: Vec::new(),
         file: PathBuf::from("test.yaml"),
         digest: "0".repeat(64),
+        sources: Vec::new(),
         inputs: BTreeMap::default(),
         secret_inputs: Vec::new(),
         environment: Environment::default(),
