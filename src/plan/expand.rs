@@ -387,7 +387,10 @@ impl Names<'_> {
                 format!("`{}` belongs to `finally`, which runs after all other steps", clip(name)),
                 Some("remove the need, or move one of the two".to_owned()),
             ),
-            (false, _) => (format!("there is no step `{}`", clip(name)), suggest(name, self.index.keys().copied())),
+            (false, _) => (
+                format!("there is no step `{}`", clip(name)),
+                suggest(name, self.list().iter().map(|step| step.id.as_str())),
+            ),
         };
         found.value(&pointer, "lifeboat::unknown_need", message, help);
     }

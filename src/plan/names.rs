@@ -97,7 +97,7 @@ fn value(
     declared: impl Fn(&str) -> bool,
 ) -> Result<(), Unknown> {
     let settled = scope.values.get(root).is_some_and(|values| values.get(name).is_some());
-    if settled || declared(name) {
+    if settled || declared(name) || scope.unknown.contains_key(&format!("{root}.{name}")) {
         return Ok(());
     }
     let help = suggest(name, names(root, scope)).or_else(|| Some(format!("declare it under `{root}`")));
@@ -126,7 +126,7 @@ fn output_of(id: &str, output: &str, readable: &Readable, file: &PlanFile) -> Re
         let message = format!("step `{id}` has no output `{}`", clip(output));
         return Err(unknown(message, "declare it under `outputs` of that plan".to_owned()));
     }
-    let kind = step.map_or_else(String::new, |step| format!(" (a `{}`)", step.info.name));
+    let kind = step.map_or_else(String::new, |step| format!(" (`{}`)", step.info.name));
     let help = suggest(output, readable.outputs.iter().map(|(name, _)| name.as_str()))
         .or_else(|| Some("it has no outputs".to_owned()));
     Err(unknown(format!("step `{id}`{kind} has no output `{}`", clip(output)), help))

@@ -33,6 +33,8 @@ pub struct PlanFile {
     pub outputs: Templated,
     /// Ids of steps that couldn't be read: nothing more is said of them.
     pub broken: HashSet<String>,
+    /// Inputs that couldn't be read: neither of them.
+    pub broken_inputs: HashSet<String>,
 }
 
 /// A step as written.
@@ -121,8 +123,9 @@ impl Collector<'_> {
     pub fn template_errors(&mut self, base: &str, errors: Vec<TemplateError>) {
         for error in errors {
             let place = self.template_place(base, &error);
-            let (message, help) = match error.message.split_once(": did you mean") {
-                Some((message, rest)) => (message.to_owned(), Some(format!("did you mean{rest}"))),
+            let advice = [": did you mean", ": known are"].iter().find_map(|start| error.message.find(start));
+            let (message, help) = match advice {
+                Some(at) => (error.message[..at].to_owned(), Some(error.message[at + 2..].to_owned())),
                 None => (error.message, None),
             };
             self.problems.push(Problem::at(&place, "lifeboat::template", message).help(help));
@@ -131,6 +134,10 @@ impl Collector<'_> {
 
     fn template_place(&self, base: &str, error: &TemplateError) -> Place {
         let pointer = format!("{base}{}", error.pointer);
+        let key = segments(&pointer).last().unwrap_or_default();
+        if key.contains("{{") {
+            return self.source.key(&pointer);
+        }
         let text = text_at(self.source, &pointer);
         self.source.value(&pointer).part(&text, error.at.clone())
     }
@@ -164,17 +171,19 @@ pub fn plan(source: Source, problems: &mut Vec<Problem>) -> Option<PlanFile> {
         return None;
     }
     let misfits = schema::plan_shape().check(&value);
-    let whole = misfits.is_empty();
+    let wrong: Vec<String> = misfits.iter().map(|misfit| misfit.pointer.clone()).collect();
     // A step that isn't a map is told of here; one that is, below.
     found.misfits("", misfits);
-    let document = document(&value, whole)?;
+    let broken_inputs =
+        wrong.iter().filter_map(|pointer| segments(pointer.strip_prefix("/inputs")?).next()).collect();
+    let document = document(&value, &wrong)?;
     let mut broken = HashSet::new();
     let steps = steps("steps", &document.steps, &mut found, &mut broken);
     let finally = self::steps("finally", &document.finally, &mut found, &mut broken);
     duplicate_ids(&document, &mut found);
     let vars = found.templated("/vars", Value::Object(document.vars.clone())).unwrap_or_default();
     let outputs = found.templated("/outputs", Value::Object(document.outputs.clone())).unwrap_or_default();
-    Some(PlanFile { source, document, steps, finally, vars, outputs, broken })
+    Some(PlanFile { source, document, steps, finally, vars, outputs, broken, broken_inputs })
 }
 
 /// Whether the language version is ours; says so if not.
@@ -205,29 +214,54 @@ pub fn is_readable(value: &Value, found: &mut Collector<'_>, what: &str, name: &
     }
 }
 
-/// The typed document. When something does not fit, as much of it as does.
-fn document(value: &Value, whole: bool) -> Option<PlanDocument> {
-    let Value::Object(map) = value else { return None };
-    let mut map: Map<String, Value> = map.clone();
-    map.retain(|_, value| !value.is_null());
-    if whole {
-        return serde_json::from_value(Value::Object(map)).ok();
+/// The typed document, without what is `wrong` in it.
+fn document(value: &Value, wrong: &[String]) -> Option<PlanDocument> {
+    let mut value = value.clone();
+    for pointer in wrong {
+        // Of a wrong input nothing is kept; steps, vars and targets are kept as they are.
+        let path: Vec<String> = segments(pointer).collect();
+        match path.first().map(String::as_str) {
+            Some("steps" | "finally" | "vars" | "targets" | "outputs") if path.len() > 1 => {}
+            Some("inputs") => remove(&mut value, &path[..path.len().min(2)]),
+            Some(_) => remove(&mut value, &path),
+            None => {}
+        }
     }
-    // Keys that alone don't fit are left out; what the plan can't be without is made up.
-    let minimal = |key: &str, value: &Value| {
-        let mut small = Map::from_iter([
-            ("lifeboat".to_owned(), LANGUAGE.into()),
-            ("plan".to_owned(), "unnamed".into()),
-            ("steps".to_owned(), Map::new().into()),
-        ]);
-        small.insert(key.to_owned(), value.clone());
-        serde_json::from_value::<PlanDocument>(Value::Object(small)).is_ok()
-    };
-    map.retain(|key, value| minimal(key, value));
+    let Value::Object(mut map) = value else { return None };
+    map.retain(|_, value| !value.is_null());
+    if !map.get("plan").is_some_and(Value::is_string) {
+        map.insert("plan".to_owned(), "unnamed".into());
+    }
     map.entry("lifeboat").or_insert(LANGUAGE.into());
-    map.entry("plan").or_insert("unnamed".into());
     map.entry("steps").or_insert(Map::new().into());
-    serde_json::from_value(Value::Object(map)).ok()
+    map.retain(|key, _| schema::plan_keys().contains(key));
+    let whole = serde_json::from_value(Value::Object(map.clone()));
+    whole
+        .or_else(|_| {
+            // Parts that can't be mended by leaving out a value: only the steps are looked at then.
+            map.retain(|key, _| ["lifeboat", "plan", "steps"].contains(&key.as_str()));
+            serde_json::from_value(Value::Object(map))
+        })
+        .ok()
+}
+
+fn remove(value: &mut Value, path: &[String]) {
+    let [first, rest @ ..] = path else { return };
+    match value {
+        Value::Object(map) if rest.is_empty() => drop(map.shift_remove(first)),
+        Value::Object(map) => {
+            if let Some(inner) = map.get_mut(first) {
+                remove(inner, rest);
+            }
+        }
+        // Taking out one entry would move the others away from their pointers.
+        Value::Array(items) => {
+            if let Some(item) = first.parse::<usize>().ok().and_then(|index| items.get_mut(index)) {
+                if rest.is_empty() { *item = Value::Null } else { remove(item, rest) }
+            }
+        }
+        _ => {}
+    }
 }
 
 fn duplicate_ids(document: &PlanDocument, found: &mut Collector<'_>) {
@@ -318,11 +352,13 @@ fn names(value: &Value) -> Vec<String> {
 fn condition(pointer: &str, text: &str, found: &mut Collector<'_>) -> Option<Condition> {
     match Condition::parse(text) {
         Ok(condition) => Some(condition),
-        Err(error) => {
-            let (message, help) = match error.message.split_once(": `") {
-                Some((message, example)) => (message.to_owned(), Some(format!("write it as `{example}"))),
-                None => (error.message, None),
+        Err(_) => {
+            let message = if text.contains("{{") {
+                "a condition is an expression without braces"
+            } else {
+                "the condition does not parse: it is one name, or one helper with its arguments"
             };
+            let help = "write it as `eq inputs.mode \"restore\"`; `and`, `or`, `not`, `gt` and so on stand before what they compare".to_owned();
             found.value(&format!("{pointer}/when"), "lifeboat::template", message, help);
             None
         }

@@ -37,6 +37,12 @@ pub fn plan_shape() -> &'static Shape {
     &SHAPE
 }
 
+/// The keys of a plan.
+pub fn plan_keys() -> &'static BTreeSet<String> {
+    static KEYS: LazyLock<BTreeSet<String>> = LazyLock::new(|| keys(plan_shape()));
+    &KEYS
+}
+
 /// The shape of a step's common keys.
 pub fn common_shape() -> &'static Shape {
     static SHAPE: LazyLock<Shape> = LazyLock::new(|| Shape::new(root(CommonDocument::json_schema), "the step"));
@@ -45,11 +51,13 @@ pub fn common_shape() -> &'static Shape {
 
 /// The keys that every step may have.
 pub fn common_keys() -> &'static BTreeSet<String> {
-    static KEYS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
-        let properties = common_shape().schema().get("properties").and_then(Value::as_object);
-        properties.into_iter().flat_map(|properties| properties.keys().cloned()).collect()
-    });
+    static KEYS: LazyLock<BTreeSet<String>> = LazyLock::new(|| keys(common_shape()));
     &KEYS
+}
+
+fn keys(shape: &Shape) -> BTreeSet<String> {
+    let properties = shape.schema().get("properties").and_then(Value::as_object);
+    properties.into_iter().flat_map(|properties| properties.keys().cloned()).collect()
 }
 
 /// The shape of an environment, its templates rendered.

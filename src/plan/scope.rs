@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::document::PlanDocument;
 use super::input;
 use super::parse::{Collector, PlanFile};
 use super::problem::{clip, suggest};
@@ -80,7 +79,10 @@ pub fn make(
         secrets: settings.secret.clone(),
         steps,
     };
-    unknown_inputs(document, given, found);
+    for name in &file.broken_inputs {
+        scope.unknown.insert(format!("inputs.{name}"), ValueKind::Any);
+    }
+    unknown_inputs(file, given, found);
     for (name, declared) in &document.inputs {
         if let Err((key, wrong)) = input::check_declaration(name, declared) {
             found.value(&format!("/inputs/{name}/{key}"), wrong.code, wrong.message, wrong.help);
@@ -91,8 +93,10 @@ pub fn make(
     scope
 }
 
-fn unknown_inputs(document: &PlanDocument, given: &Given, found: &mut Collector<'_>) {
-    for (name, _) in given.texts.iter().filter(|(name, _)| !document.inputs.contains_key(name)) {
+fn unknown_inputs(file: &PlanFile, given: &Given, found: &mut Collector<'_>) {
+    let document = &file.document;
+    let known = |name: &String| document.inputs.contains_key(name) || file.broken_inputs.contains(name);
+    for (name, _) in given.texts.iter().filter(|(name, _)| !known(name)) {
         let help = suggest(name, document.inputs.keys().map(String::as_str));
         let help = help.or_else(|| Some("this plan has no inputs".to_owned()));
         let message = format!("plan `{}` has no input `{}`", document.plan, clip(name));
@@ -218,15 +222,10 @@ fn vars(
         let (ready, rest): (Vec<_>, Vec<_>) =
             open.into_iter().partition(|(_, template)| reads_vars(template).all(|read| !waiting.contains(read)));
         if ready.is_empty() {
-            for (name, template) in rest {
-                let circle: Vec<&str> = reads_vars(&template).collect();
-                let message = format!("var `{name}` and `{}` read each other", circle.join("`, `"));
-                found.key(
-                    &format!("/vars/{name}"),
-                    "lifeboat::cycle",
-                    message,
-                    "give one of them a value of its own".to_owned(),
-                );
+            if !rest.is_empty() {
+                circle_of_vars(&rest, found);
+            }
+            for (name, _) in rest {
                 scope.unknown.insert(format!("vars.{name}"), ValueKind::Any);
             }
             return;
@@ -235,6 +234,25 @@ fn vars(
             one_var(name, template, file, scope, found);
         }
         open = rest;
+    }
+}
+
+/// Follows the first var that waits to where it comes round again.
+fn circle_of_vars(waiting: &[(&String, Templated)], found: &mut Collector<'_>) {
+    let next = |name: &str| {
+        let (_, template) = waiting.iter().find(|(waiting, _)| *waiting == name)?;
+        reads_vars(template).find(|read| waiting.iter().any(|(name, _)| name == read))
+    };
+    let mut path: Vec<&str> = vec![waiting[0].0];
+    while let Some(name) = path.last().and_then(|last| next(last)) {
+        let from = path.iter().position(|passed| *passed == name);
+        path.push(name);
+        if let Some(from) = from {
+            let message = format!("vars read each other in a circle: {}", path[from..].join(" → "));
+            let help = "give one of them a value of its own".to_owned();
+            found.key(&format!("/vars/{name}"), "lifeboat::cycle", message, help);
+            return;
+        }
     }
 }
 

@@ -289,7 +289,11 @@ impl Shape {
             found.add_key(
                 pointer,
                 "lifeboat::unknown_key",
-                format!("{} has more than {max} keys", self.name(pointer)),
+                if max == 1 {
+                    format!("{} takes one key only", self.name(pointer))
+                } else {
+                    format!("{} takes {max} keys at most", self.name(pointer))
+                },
                 None,
             );
         }

@@ -384,8 +384,10 @@ impl<'t> Builder<'t> {
     fn close(&mut self, end: Span) -> Result<Option<Built>, Box<Problem>> {
         // The parser pairs starts and ends.
         let Some(mut open) = self.stack.pop() else { return Ok(None) };
-        if open.span.end <= open.span.start {
-            open.span.end = end.end.max(open.span.start);
+        // A flow collection on one line is shown whole.
+        let written = self.file.inner().get(open.span.start..end.end.max(open.span.start)).unwrap_or_default();
+        if written.starts_with(['[', '{']) && !written.contains('\n') || open.span.end <= open.span.start {
+            open.span.end = open.span.start + written.len();
         }
         let content = match open.kind {
             OpenKind::List(items) => Content::List(items),

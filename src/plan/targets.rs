@@ -10,7 +10,7 @@ use super::scope::Settings;
 use super::shape::Shape;
 use super::source::escape;
 use crate::environment::Environment;
-use crate::service::Target;
+use crate::service::{KINDS, Target};
 
 /// What is known of targets, and which were used.
 pub struct Targets<'a> {
@@ -61,7 +61,12 @@ impl<'a> Targets<'a> {
         kinds: &[String],
         file: &PlanFile,
     ) -> Option<(&'static str, String, Option<String>, bool)> {
-        let declared = file.document.targets.get(name).and_then(kind_of);
+        let declared = file.document.targets.get(name).map(kind_of);
+        // A kind that doesn't exist is told where it is declared.
+        if declared == Some(None) {
+            return None;
+        }
+        let declared = declared.flatten();
         let given = self.environment.targets.get(name).map(Target::kind);
         let is = declared.or(given);
         if let Some(is) = is {
@@ -112,6 +117,7 @@ impl<'a> Targets<'a> {
 
     /// Checks a file's `targets` against the environment, and that each is used.
     pub fn declared_by(&self, file: &PlanFile, problems: &mut Vec<Problem>) {
+        let all_read = !problems.iter().any(Problem::is_error);
         let used = self.used.get(&key(file));
         for (name, declared) in &file.document.targets {
             let place = file.source.key(&format!("/targets/{}", escape(name)));
@@ -137,7 +143,7 @@ impl<'a> Targets<'a> {
                     }
                 }
             }
-            if file.broken.is_empty() && !used.is_some_and(|used| used.contains(name)) {
+            if all_read && !used.is_some_and(|used| used.contains(name)) {
                 let message = format!("no step uses target `{name}`");
                 problems.push(
                     Problem::at(&place, "lifeboat::unused_target", message).warning().help("remove it".to_owned()),
@@ -159,10 +165,11 @@ fn either(kinds: &[String]) -> String {
 /// The kind of a target as a plan declares it.
 fn kind_of(declared: &Value) -> Option<&str> {
     match declared {
-        Value::String(kind) => Some(kind),
+        Value::String(kind) => Some(kind.as_str()),
         Value::Object(map) => map.keys().next().map(String::as_str),
         _ => None,
     }
+    .filter(|kind| KINDS.contains(kind))
 }
 
 /// Every text in `value` that the schema marks with `x-target`: where, the name, the kinds.

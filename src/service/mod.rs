@@ -3,6 +3,7 @@
 //! Knows nothing of plans or steps. Settings are parsed here (an environment's
 //! `targets`), connections are made here, and failures are classed here.
 
+pub mod declared;
 pub mod docker;
 pub mod http;
 pub mod postgres;
@@ -38,10 +39,21 @@ pub enum Target {
     Http(HttpSettings),
     /// A web hook.
     Webhook(WebhookSettings),
+    /// A Redis or Valkey server.
+    Redis(declared::RedisSettings),
+    /// An OpenID Connect provider.
+    Oidc(declared::OidcSettings),
+    /// A DNS zone that can be updated.
+    Dns(declared::DnsSettings),
+    /// A mail server.
+    Smtp(declared::SmtpSettings),
+    /// A host that is reached by SSH.
+    Ssh(declared::SshSettings),
 }
 
 /// The kinds of targets, as plans name them.
-pub const KINDS: [&str; 5] = ["postgres", "docker", "storage", "http", "webhook"];
+pub const KINDS: [&str; 10] =
+    ["postgres", "docker", "storage", "http", "webhook", "redis", "oidc", "dns", "smtp", "ssh"];
 
 impl Target {
     /// The kind's name.
@@ -52,6 +64,11 @@ impl Target {
             Self::Storage(_) => "storage",
             Self::Http(_) => "http",
             Self::Webhook(_) => "webhook",
+            Self::Redis(_) => "redis",
+            Self::Oidc(_) => "oidc",
+            Self::Dns(_) => "dns",
+            Self::Smtp(_) => "smtp",
+            Self::Ssh(_) => "ssh",
         }
     }
 }
@@ -130,8 +147,28 @@ pub struct StorageSettings {
     /// `fs`, `s3`.
     pub scheme: String,
     /// The service's settings, by opendal's names (`root`, `bucket`, `endpoint`, `region`, `access_key_id`…).
-    #[serde(flatten)]
+    #[serde(flatten, deserialize_with = "texts")]
+    #[schemars(with = "BTreeMap<String, Setting>")]
     pub settings: BTreeMap<String, String>,
+}
+
+/// A storage's setting as people write it: opendal takes them all as text.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum Setting {
+    Text(String),
+    Truth(bool),
+    Number(serde_json::Number),
+}
+
+fn texts<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let settings = BTreeMap::<String, Setting>::deserialize(deserializer)?;
+    let text = |setting| match setting {
+        Setting::Text(text) => text,
+        Setting::Truth(truth) => truth.to_string(),
+        Setting::Number(number) => number.to_string(),
+    };
+    Ok(settings.into_iter().map(|(name, setting)| (name, text(setting))).collect())
 }
 
 /// An HTTP service.

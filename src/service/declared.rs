@@ -1,0 +1,85 @@
+//! Settings of the targets that plans may declare already, though no step type reaches them yet.
+//!
+//! They are part of the plan language, version 1: an environment that names them loads.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A Redis or Valkey server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RedisSettings {
+    /// As `redis://:password@host:6379/0`.
+    pub url: String,
+}
+
+/// An OpenID Connect provider.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OidcSettings {
+    /// The issuer's URL, to which `/.well-known/openid-configuration` is appended.
+    pub issuer: String,
+    /// The client that asks for tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_id: Option<String>,
+    /// Its secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_secret: Option<String>,
+}
+
+/// A DNS zone that can be updated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DnsSettings {
+    /// The primary server, as `ns1.example.com` or `192.0.2.1:53`.
+    pub server: String,
+    /// The zone, as `example.com`.
+    pub zone: String,
+    /// The key that signs updates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tsig: Option<TsigSettings>,
+}
+
+/// A TSIG key (RFC 8945).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TsigSettings {
+    /// The key's name.
+    pub name: String,
+    /// As `hmac-sha256`.
+    #[serde(default = "tsig_algorithm")]
+    pub algorithm: String,
+    /// The key, in base64.
+    pub secret: String,
+}
+
+fn tsig_algorithm() -> String {
+    "hmac-sha256".to_owned()
+}
+
+/// A mail server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SmtpSettings {
+    /// As `smtps://user:password@mail.example.com`.
+    pub url: String,
+    /// The sender's address.
+    pub from: String,
+}
+
+/// A host that is reached by SSH.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SshSettings {
+    /// As `host` or `host:22`.
+    pub host: String,
+    /// The user to log in as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The private key's file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<String>,
+    /// The file of known hosts; an unknown host is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known_hosts: Option<String>,
+}
