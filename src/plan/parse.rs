@@ -302,7 +302,8 @@ fn step(id: &str, pointer: &str, keys: &Map<String, Value>, found: &mut Collecto
     let params = found.templated(&format!("{pointer}/{}", info.name), params);
     let common = common(pointer, keys, found);
     let when = match &common.when {
-        Some(Value::Bool(value)) => condition(pointer, &value.to_string(), found),
+        // `when: true` is no condition; `when: false` switches a step off.
+        Some(Value::Bool(false)) => condition(pointer, "not true", found),
         Some(Value::String(text)) => condition(pointer, text, found),
         _ => None,
     };

@@ -335,6 +335,8 @@ impl<'t> Builder<'t> {
         let line = text[line_start..].lines().next().unwrap_or_default();
         let help = if line.trim_start_matches(' ').starts_with('\t') {
             Some("YAML is indented with spaces; this line starts with a tab")
+        } else if line.contains("{{") && line.matches('"').count() > 2 {
+            Some("a template with quotes in it goes into the other quotes: '{{ default x \"y\" }}'")
         } else if line.contains(": {{") || line.contains("- {{") {
             Some("a value that begins with `{{` needs quotes: \"{{ … }}\"")
         } else if line.matches(": ").count() > 1 && !line.contains('{') {
