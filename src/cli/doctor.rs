@@ -172,6 +172,9 @@ async fn reach_one(services: &Services, name: &str, target: &Target) -> Vec<Find
         Target::Http(settings) => one(http(services, name, &settings.base_url).await),
         // A hook is only reached by telling people something.
         Target::Webhook(_) => one(services.webhook(name).map(|_| "its settings hold; it is not tried".to_owned())),
+        Target::Redis(_) | Target::Oidc(_) | Target::Dns(_) | Target::Smtp(_) | Target::Ssh(_) => {
+            one(Ok("its settings hold; no step type of this version reaches it".to_owned()))
+        }
     }
 }
 
