@@ -28,6 +28,7 @@ use crate::template::Templated;
 mod ends;
 mod locks;
 mod people;
+mod plans;
 mod resumes;
 
 /// Does what its parameters say, and leaves a line in a file for each time that it acts.
