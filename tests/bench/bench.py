@@ -23,11 +23,12 @@ def main():
     parser.add_argument("--steps", type=int, default=1000, help="steps of the runs (%(default)s)")
     parser.add_argument("--users", type=int, default=200_000, help="size of the dump (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of runs and restores (%(default)s)")
+    parser.add_argument("--binary", default=os.path.join(ROOT, "target", "release", "lifeboat"))
     parser.add_argument("--others", action="store_true", help="measure only the other tools")
     options = parser.parse_args()
     wanted = options.only.split(",")
 
-    lifeboat = None if options.others else os.path.join(ROOT, "target", "release", "lifeboat")
+    lifeboat = None if options.others else os.path.abspath(options.binary)
     folder = os.path.join(ROOT, "target", "bench")
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
