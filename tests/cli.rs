@@ -1,6 +1,8 @@
 //! The command line as a person or a script uses it: the built program, real files, real
 //! processes; whole outputs as snapshots with only times, ids and names of this machine masked.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking, its helpers too")]
+
 #[path = "cli/bench.rs"]
 mod bench;
 #[path = "cli/exits.rs"]

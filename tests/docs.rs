@@ -3,6 +3,8 @@
 //! A `yaml` block that begins with `# name.yaml` becomes that file; each line `$ command` of a
 //! `console` block runs in the same folder, in order, and ends with 0, or as `# exit N` says.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking, its helpers too")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -25,9 +27,9 @@ fn pieces(page: &str) -> Vec<Piece> {
         match language {
             "yaml" => {
                 let name = block.first().and_then(|(_, first)| first.strip_prefix("# "));
-                if let Some(name) = name.filter(|name| name.ends_with(".yaml")) {
-                    let text: String = block.iter().map(|(_, line)| format!("{line}\n")).collect();
-                    pieces.push(Piece::File(name.to_owned(), text));
+                if let Some(name) = name.filter(|name| Path::new(name).extension().is_some_and(|it| it == "yaml")) {
+                    let text: Vec<&str> = block.iter().map(|(_, line)| *line).collect();
+                    pieces.push(Piece::File(name.to_owned(), text.join("\n") + "\n"));
                 }
             }
             "console" => {

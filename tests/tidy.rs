@@ -1,5 +1,7 @@
 //! Rules of the source that no compiler knows: which way imports run, and how long a file may grow.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking, its helpers too")]
+
 use std::path::{Path, PathBuf};
 
 /// The modules from the lowest to the highest; each may import those before it and itself.

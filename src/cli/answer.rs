@@ -72,7 +72,7 @@ pub fn answer(args: &Args, approved: bool, common: &Common, out: &Out) -> Result
             let word = if approved { "yes" } else { "no" };
             let mut text = format!("{} {word} to {} of run {}\n", out.paint.good("✓"), args.step, folder.id);
             let flags = run_folder::flags(&store);
-            text.push_str(&match (delivered, verdict) {
+            let then = match (delivered, verdict) {
                 (Delivered::Sent(holder), _) => {
                     let holder = holder
                         .map_or_else(|| "the process that works on it".to_owned(), |holder| holder.by.describe());
@@ -86,7 +86,8 @@ pub fn answer(args: &Args, approved: bool, common: &Common, out: &Out) -> Result
                     }],
                     out.paint,
                 ),
-            });
+            };
+            text.push_str(&then);
             out.print(&text)?;
         }
     }

@@ -58,7 +58,9 @@ pub fn doctor(args: &Args, common: &Common, out: &Out) -> Result<Exit, Error> {
         Some(named) => match load::environment(folder_of(named), named, true) {
             Ok((environment, _)) => Some(environment),
             Err(problems) => {
-                problems.iter().for_each(|found| super::out::shout(&problem::page(found, out.talk)));
+                for found in &problems {
+                    super::out::shout(&problem::page(found, out.talk));
+                }
                 return Ok(Exit::Usage);
             }
         },
@@ -150,7 +152,9 @@ async fn tools() -> Vec<Finding> {
     let services =
         Services::new(BTreeMap::from([("docker".to_owned(), docker.clone())]), crate::secret::Redactor::default());
     let mut engine = reach_one(&services, "docker", &docker).await;
-    engine.iter_mut().for_each(|finding| finding.needed = false);
+    for finding in &mut engine {
+        finding.needed = false;
+    }
     found.extend(engine);
     found
 }

@@ -12,6 +12,7 @@ use self::layers::Drawing;
 use super::exit::{Error, Exit};
 use super::load::{self, PlanArgs};
 use super::out::Out;
+use crate::ids::StepId;
 use crate::plan::Plan;
 use crate::report::text::{Paint, width};
 
@@ -151,7 +152,7 @@ fn to_json(plan: &Plan) -> serde_json::Value {
         .steps
         .iter()
         .map(|step| {
-            let needs: Vec<_> = step.needs.iter().map(|id| id.as_str()).collect();
+            let needs: Vec<_> = step.needs.iter().map(StepId::as_str).collect();
             json!({ "id": step.id.as_str(), "type": step.info.name, "finally": step.finally, "needs": needs })
         })
         .collect();

@@ -1,5 +1,6 @@
 //! `lifeboat logs`.
 
+use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use std::thread::sleep;
@@ -32,7 +33,7 @@ pub struct Args {
 pub fn logs(args: &Args, common: &Common, out: &Out) -> Result<Exit, Error> {
     let store = run_folder::store(common)?;
     let (folder, step) = choose(args, &store)?;
-    let mut reader = Reader { out, format: args.format, offsets: Vec::new(), last: None };
+    let mut reader = Reader { out, format: args.format, offsets: HashMap::new(), last: None };
     loop {
         let alive = args.follow && folder.holder()?.is_some();
         let printed = reader.print_new(&folder, &folder.state()?, step.as_deref())?;
@@ -76,7 +77,7 @@ struct Reader<'a> {
     out: &'a Out,
     format: Format,
     /// How much of each file was printed.
-    offsets: Vec<(PathBuf, u64)>,
+    offsets: HashMap<PathBuf, u64>,
     /// The file that the last text was of.
     last: Option<PathBuf>,
 }
@@ -110,14 +111,7 @@ impl Reader<'_> {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(String::new()),
             Err(error) => return Err(failed(error)),
         };
-        let at = match self.offsets.iter().position(|(known, _)| known == path) {
-            Some(at) => at,
-            None => {
-                self.offsets.push((path.clone(), 0));
-                self.offsets.len() - 1
-            }
-        };
-        let offset = &mut self.offsets[at].1;
+        let offset = self.offsets.entry(path.clone()).or_default();
         file.seek(SeekFrom::Start(*offset)).map_err(failed)?;
         let mut bytes = Vec::new();
         file.take(16 << 20).read_to_end(&mut bytes).map_err(failed)?;

@@ -68,7 +68,7 @@ fn reference(command: &Command) -> String {
         let _ = writeln!(text, "- [`{name}`](#lifeboat-{name}): {}", about(inner, false));
     }
     text.push_str("\n## Common options\n\nEvery command takes these.\n\n");
-    text.push_str(&options(command, |arg| arg.is_global_set()));
+    text.push_str(&options(command, Arg::is_global_set));
     text.push_str("\nExit codes are listed in [exit-codes.md](exit-codes.md).\n");
     for inner in commands {
         chapter(inner, "lifeboat", 2, &mut text);

@@ -141,9 +141,8 @@ fn run(command: Command, common: &Common, out: &Out) -> Result<Exit, Error> {
 
 /// The whole command line, for parsing, completions, manual and reference.
 fn command() -> clap::Command {
-    let codes: String =
-        exit::TABLE.iter().map(|(exit, meaning)| format!("\n  {:>3}  {meaning}", exit.code())).collect();
-    Lifeboat::command().after_long_help(format!("Exit codes:{codes}"))
+    let codes = exit::TABLE.map(|(exit, meaning)| format!("  {:>3}  {meaning}", exit.code()));
+    Lifeboat::command().after_long_help(format!("Exit codes:\n{}", codes.join("\n")))
 }
 
 /// Runs what has to wait for the outside world.

@@ -63,6 +63,7 @@ impl Out {
     ///
     /// # Errors
     /// When standard output can't be written.
+    #[expect(clippy::unused_self, reason = "commands write through one thing, whatever it needs for that")]
     pub fn print(&self, text: &str) -> Result<(), Error> {
         let mut stdout = io::stdout().lock();
         stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| match error.kind() {
@@ -94,7 +95,7 @@ impl Out {
         let Error::Message { message, help, .. } = error else { return };
         let mut text = format!("{} {}", self.talk.bad("error:"), wrap(message, self.talk.width, 7));
         if let Some(help) = help {
-            text.push_str(&format!("\n {} {}", self.talk.name("help:"), wrap(help, self.talk.width, 7)));
+            text.extend(["\n ", &self.talk.name("help:"), " ", &wrap(help, self.talk.width, 7)]);
         }
         shout(&text);
     }

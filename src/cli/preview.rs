@@ -56,8 +56,7 @@ fn symbol(step: &StepPreview, paint: Paint) -> String {
 fn action(step: &StepPreview, paint: Paint) -> String {
     let word = format!("{:7}", step.action);
     match step.action.as_str() {
-        "blocked" => paint.bad(&word),
-        "destroy" => paint.bad(&word),
+        "blocked" | "destroy" => paint.bad(&word),
         "change" => paint.warn(&word),
         "create" => paint.good(&word),
         "ask" => paint.name(&word),

@@ -141,7 +141,7 @@ pub fn conclude(
     if format == Format::Human {
         let mut found = Found::read(ended.folder)?;
         // This process still holds the lock, and is done with it.
-        found.holder = None;
+        found.held_by = None;
         out.print(&format!("\n{}", status::whole_page(&found, store, out)))?;
     }
     Ok(status::of(ended.state.status))

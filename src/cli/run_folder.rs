@@ -1,6 +1,5 @@
 //! Where the runs of a command line are, and what is known of one of them.
 
-use crate::record::lock::Holder;
 use crate::record::store::{RunFolder, Store};
 use crate::report::evidence::Evidence;
 use crate::report::next;
@@ -27,8 +26,8 @@ pub fn flags(store: &Store) -> String {
 pub struct Found {
     pub folder: RunFolder,
     pub evidence: Evidence,
-    /// Who works on it now: `None` for nobody, `Some(None)` for somebody unknown.
-    pub holder: Option<Option<Holder>>,
+    /// Who works on it now, in words; none when nobody does.
+    pub held_by: Option<String>,
     pub torn: Option<u64>,
 }
 
@@ -40,12 +39,8 @@ impl Found {
         let evidence = Evidence::of(&contents.records, &contents.head).map_err(|why| {
             Error::new(Exit::Failed, format!("the journal of run {} makes no sense: {why}", folder.id))
         })?;
-        Ok(Self { folder, evidence, holder, torn: contents.torn })
-    }
-
-    /// Who works on it, in words.
-    pub fn held_by(&self) -> Option<String> {
-        let holder = self.holder.as_ref()?;
-        Some(holder.as_ref().map_or_else(|| "another process".to_owned(), Holder::describe))
+        let held_by =
+            holder.map(|known| known.map_or_else(|| "another process".to_owned(), |holder| holder.describe()));
+        Ok(Self { folder, evidence, held_by, torn: contents.torn })
     }
 }

@@ -8,6 +8,7 @@ use super::exit::{Error, Exit};
 use super::load::{self, PlanArgs};
 use super::out::{Format, Out};
 use crate::engine::preview::masked_inputs;
+use crate::ids::StepId;
 use crate::plan::{Known, Plan, PlannedStep};
 use crate::report::text::{Paint, Table, plural, width, wrap};
 use crate::retry::RetryPolicy;
@@ -121,7 +122,7 @@ fn after(plan: &Plan, at: usize, step: &PlannedStep) -> String {
         ([], None) => String::new(),
         ([], _) => "starts at once".to_owned(),
         (needs, _) => {
-            let shown: Vec<&str> = needs.iter().take(6).map(|id| id.as_str()).collect();
+            let shown: Vec<&str> = needs.iter().take(6).map(StepId::as_str).collect();
             let more = needs.len().saturating_sub(6);
             let more = if more > 0 { format!(" and {}", plural(more, "other")) } else { String::new() };
             format!("after {}{more}", shown.join(", "))
@@ -193,7 +194,7 @@ fn to_json(plan: &Plan) -> serde_json::Value {
                 "id": step.id.as_str(),
                 "type": step.info.name,
                 "title": step.title.as_ref().and_then(|title| step.text(title, &Known::default()).ok()),
-                "needs": step.needs.iter().map(|id| id.as_str()).collect::<Vec<_>>(),
+                "needs": step.needs.iter().map(StepId::as_str).collect::<Vec<_>>(),
                 "finally": step.finally,
                 "definition": step.definition,
                 "effects": effects,

@@ -43,8 +43,8 @@ pub fn status(args: &Args, common: &Common, out: &Out) -> Result<Exit, Error> {
 
 /// The page of a run with its next actions.
 pub fn whole_page(found: &Found, store: &Store, out: &Out) -> String {
-    let actions = next::actions(&found.evidence, found.holder.is_some(), &run_folder::flags(store));
-    page::page(&found.evidence, Timestamp::now(), found.held_by().as_deref(), &actions, out.paint)
+    let actions = next::actions(&found.evidence, found.held_by.is_some(), &run_folder::flags(store));
+    page::page(&found.evidence, Timestamp::now(), found.held_by.as_deref(), &actions, out.paint)
 }
 
 /// How often the journal is looked at.

@@ -74,11 +74,7 @@ impl Bars {
                     bar.set_message(format!("again in {}", super::text::span(*retry_in)));
                 }
             }
-            Event::StepFinished { step, .. } => {
-                self.end(step);
-                self.say(record, state);
-            }
-            Event::StepWaiting { step, .. } => {
+            Event::StepFinished { step, .. } | Event::StepWaiting { step, .. } => {
                 self.end(step);
                 self.say(record, state);
             }

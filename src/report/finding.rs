@@ -2,6 +2,8 @@
 //!
 //! The page for people, with the line underlined, is drawn by the command line.
 
+use std::fmt::Write as _;
+
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -103,7 +105,7 @@ pub fn to_github(files: &[CheckedFile]) -> String {
         }
         properties.push(format!("title={}", github_property(&problem.code)));
         let message = github_data(&problem.full_message());
-        text.push_str(&format!("::{level} {}::{message}\n", properties.join(",")));
+        let _ = writeln!(text, "::{level} {}::{message}", properties.join(","));
     }
     text
 }
@@ -172,7 +174,7 @@ fn uri(path: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) {
             text.push(char::from(byte));
         } else {
-            text.push_str(&format!("%{byte:02X}"));
+            let _ = write!(text, "%{byte:02X}");
         }
     }
     text
@@ -189,24 +191,25 @@ pub fn to_junit(files: &[CheckedFile]) -> String {
     for file in files {
         let errors = file.errors();
         let name = xml(file.plan.as_deref().unwrap_or(&file.file));
-        text.push_str(&format!("    <testcase classname=\"{}\" name=\"{name}\"", xml(&file.file)));
+        let _ = write!(text, "    <testcase classname=\"{}\" name=\"{name}\"", xml(&file.file));
         if file.problems.is_empty() {
             text.push_str("/>\n");
             continue;
         }
         text.push_str(">\n");
         if let Some(first) = errors.first() {
-            text.push_str(&format!(
-                "      <failure type=\"{}\" message=\"{}\">{}</failure>\n",
+            let _ = writeln!(
+                text,
+                "      <failure type=\"{}\" message=\"{}\">{}</failure>",
                 xml(&first.code),
                 xml(&first.message),
                 xml(&lines(&errors))
-            ));
+            );
         }
         let warnings: Vec<&Finding> =
             file.problems.iter().filter(|problem| problem.severity == Severity::Warning).collect();
         if !warnings.is_empty() {
-            text.push_str(&format!("      <system-out>{}</system-out>\n", xml(&lines(&warnings))));
+            let _ = writeln!(text, "      <system-out>{}</system-out>", xml(&lines(&warnings)));
         }
         text.push_str("    </testcase>\n");
     }

@@ -4,7 +4,7 @@ use super::evidence::StepStatus;
 use super::page::symbol;
 use super::text::{Paint, clock, plural, span};
 use crate::record::event::{DecisionAction, Event, Outcome, Progress, ProgressUnit, Record, RunStatus};
-use crate::record::state::RunState;
+use crate::record::state::{RunState, StepState};
 use crate::units::Size;
 
 /// Turns records into lines.
@@ -65,7 +65,7 @@ impl Lines {
             ),
             Event::StepFinished { step, outcome, .. } => {
                 let status = StepStatus::of(state.step(step)?);
-                let took = state.step(step).and_then(|step| step.took()).map(|took| span(took.as_secs_f64()));
+                let took = state.step(step).and_then(StepState::took).map(|took| span(took.as_secs_f64()));
                 let took = took.map(|took| paint.dim(&format!("  {took}"))).unwrap_or_default();
                 let said = match outcome {
                     Outcome::Succeeded { summary, .. } => {
@@ -121,7 +121,7 @@ pub fn progress(progress: &Progress) -> String {
         _ => amount(progress.done),
     };
     if let Some(message) = &progress.message {
-        text.push_str(&format!(", {message}"));
+        text.extend([", ", message]);
     }
     text
 }

@@ -24,13 +24,11 @@ pub fn actions(evidence: &Evidence, alive: bool, flags: &str) -> Vec<Action> {
     };
     for step in evidence.steps.iter().filter(|step| step.state == StepStatus::Waiting) {
         let id = quote(&step.id);
-        let fields: String = step
-            .question
-            .iter()
-            .flat_map(|question| question.fields.keys())
-            .map(|name| format!(" -f {name}=…"))
-            .collect();
-        add(format!("approve {run} {id}{fields}"), "answer yes");
+        let mut words = vec![format!("approve {run} {id}")];
+        words.extend(
+            step.question.iter().flat_map(|question| question.fields.keys()).map(|name| format!("-f {name}=…")),
+        );
+        add(words.join(" "), "answer yes");
         add(format!("reject {run} {id} --note '…'"), "answer no");
     }
     match evidence.status {

@@ -155,7 +155,7 @@ pub fn span(seconds: f64) -> String {
     let (days, hours, minutes) = (whole / 86_400, whole / 3600 % 24, whole / 60 % 60);
     match whole {
         0..60 => format!("{whole}s"),
-        60..3600 if whole % 60 == 0 => format!("{minutes}m"),
+        60..3600 if whole.is_multiple_of(60) => format!("{minutes}m"),
         60..3600 => format!("{minutes}m {:02}s", whole % 60),
         3600..86_400 if minutes == 0 => format!("{hours}h"),
         3600..86_400 => format!("{hours}h {minutes:02}m"),

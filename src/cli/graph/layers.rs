@@ -55,9 +55,8 @@ impl Drawing {
             rows[*row].push(Slot::Box(at));
         }
         for (edge, (from, to)) in self.edges.iter().enumerate() {
-            for between in row[*from] + 1..row[*to] {
-                rows[between].push(Slot::Edge(edge));
-            }
+            let between = row[*from] + 1..row[*to];
+            rows[between].iter_mut().for_each(|row| row.push(Slot::Edge(edge)));
         }
         // Each row is sorted by where its neighbours stand, down and up; a few rounds settle it.
         for round in 0..8 {
