@@ -55,11 +55,11 @@ pub enum EngineError {
     #[error("this is not what was approved: {}", .0.join("; "))]
     NotApproved(Vec<String>),
     /// A protected environment's name was not typed.
-    #[error("`{environment}` is protected, and the plan destroys {} in it", destroyed.join(", "))]
+    #[error("`{environment}` is protected, and the plan destroys or displaces {} in it", destroyed.join(", "))]
     Unconfirmed {
         /// The environment.
         environment: String,
-        /// What is destroyed.
+        /// What is destroyed or displaced.
         destroyed: Vec<String>,
     },
     /// Somebody else changes the same thing.

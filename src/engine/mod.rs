@@ -39,7 +39,7 @@ use crate::record::sink::Sink;
 use crate::record::state::RunState;
 use crate::record::store::{Copies, RunFolder, Store};
 use crate::service::Services;
-use crate::step::effect::{Access, Effect};
+use crate::step::effect::{Access, Effect, Role};
 use control::Control;
 pub use error::{EngineError, ExitClass};
 use guard::Guards;
@@ -251,7 +251,8 @@ async fn unless_stopped<T>(
     }
 }
 
-/// A protected environment wants its name typed before anything is destroyed in it.
+/// A protected environment wants its name typed before anything in it is destroyed, or a
+/// database that people use is taken from under them.
 fn confirmed(plan: &Plan, options: &RunOptions) -> Result<(), EngineError> {
     let environment = &plan.environment;
     let (true, Some(name)) = (environment.protected, &environment.name) else { return Ok(()) };
@@ -260,7 +261,7 @@ fn confirmed(plan: &Plan, options: &RunOptions) -> Result<(), EngineError> {
     }
     let destroyed: Vec<_> = guard::effects(plan)
         .into_iter()
-        .filter(|effect| effect.access == Access::Destroy)
+        .filter(|effect| effect.access == Access::Destroy || effect.role == Role::Displaces)
         .map(|effect| effect.resource.to_string())
         .collect();
     if destroyed.is_empty() {
