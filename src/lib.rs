@@ -5,6 +5,9 @@
 //! [`template`], [`record`] (what happened), [`service`] (the outside world), [`step`] (what a
 //! step type is), [`environment`], [`plan`] (a checked graph of steps).
 
+// A recovery must end in a message, never in a panic. Unit tests may (`.clippy.toml`).
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 pub mod cli;
 pub mod dump;
 pub mod engine;
