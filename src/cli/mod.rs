@@ -9,6 +9,7 @@ mod audit;
 mod check;
 mod completions;
 mod defect;
+mod demo;
 mod doctor;
 pub mod exit;
 mod graph;
@@ -23,6 +24,7 @@ mod resume;
 mod run;
 mod run_folder;
 mod runs;
+mod sandbox;
 mod schema;
 mod show;
 mod status;
@@ -83,6 +85,8 @@ enum Command {
     Reject(answer::Args),
     Report(report::Args),
     Audit(audit::Args),
+    Sandbox(sandbox::Args),
+    Demo(demo::Args),
     Doctor(doctor::Args),
     Steps(steps::Args),
     Schema(schema::Args),
@@ -131,6 +135,8 @@ fn run(command: Command, common: &Common, out: &Out) -> Result<Exit, Error> {
         Command::Reject(args) => answer::answer(&args, false, common, out),
         Command::Report(args) => report::report(&args, common, out),
         Command::Audit(args) => audit::audit(&args, common, out),
+        Command::Sandbox(args) => block_on(sandbox::sandbox(args, common.state.as_deref(), out)),
+        Command::Demo(args) => block_on(demo::demo(&args, out)),
         Command::Doctor(args) => doctor::doctor(&args, common, out),
         Command::Steps(args) => steps::steps(&args, out),
         Command::Schema(args) => schema::schema(&args, out),

@@ -9,7 +9,7 @@ use super::exit::{Error, Exit};
 use super::load::{self, Inputs};
 use super::out::{Format, Out};
 use super::run::{How, conclude, console, context};
-use super::{Common, run_folder};
+use super::{Common, run_folder, sandbox};
 use crate::engine::{self, RunOptions};
 use crate::record::event::{Decision, DecisionAction, RunStatus};
 use crate::record::store::RunFolder;
@@ -54,6 +54,9 @@ pub fn resume(args: &Args, common: &Common, out: &Out) -> Result<Exit, Error> {
         return Ok(Exit::Usage);
     };
     let plan = Arc::new(plan);
+    if !args.dry_run {
+        sandbox::ensure(&plan.environment, common.state.as_deref(), out)?;
+    }
     let mut cx = context(&plan, common)?;
     cx.store = store;
     super::block_on(async {

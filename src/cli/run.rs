@@ -18,7 +18,7 @@ use super::exit::{Error, Exit};
 use super::load::{self, PlanArgs};
 use super::out::{Format, Out};
 use super::run_folder::Found;
-use super::{Common, ask, preview, run_folder, status, trace};
+use super::{Common, ask, preview, run_folder, sandbox, status, trace};
 
 /// Run a plan, or see what it would do
 ///
@@ -75,6 +75,9 @@ pub fn run(args: &Args, common: &Common, out: &Out) -> Result<Exit, Error> {
     let Some(loaded) = load::ready(&args.plan, out)? else { return Ok(Exit::Usage) };
     let approved = args.approved.as_deref().map(read_preview).transpose()?;
     let plan = Arc::new(loaded.plan);
+    if !args.dry_run {
+        sandbox::ensure(&plan.environment, common.state.as_deref(), out)?;
+    }
     let cx = context(&plan, common)?;
     if args.dry_run {
         return super::block_on(dry_run(args, &cx, &plan, out));
@@ -100,7 +103,8 @@ pub fn context(plan: &Plan, common: &Common) -> Result<Context, Error> {
     let environment = &plan.environment;
     trace::mask(&environment.redactor);
     let state = common.state.as_deref().or(environment.state.as_deref()).unwrap_or(run_folder::DEFAULT);
-    let services = Services::new(environment.targets.clone(), environment.redactor.clone());
+    let targets = sandbox::targets(environment, common.state.as_deref())?;
+    let services = Services::new(targets, environment.redactor.clone());
     Ok(Context::new(Store::open(state)?, services))
 }
 

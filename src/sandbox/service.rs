@@ -168,7 +168,7 @@ impl Throwaway {
                     State::Down
                 }
             }
-            Kind::Auth { settings, .. } => match self.container(sandbox, settings) {
+            Kind::Auth { settings, .. } => match Self::container(sandbox, settings) {
                 Ok(Some((docker, name))) => match container::runs(docker, name).await {
                     Ok(Some(true)) => State::Up,
                     Ok(Some(false)) => State::Stopped,
@@ -195,7 +195,7 @@ impl Throwaway {
                 let database = seed::ensure(sandbox, settings).await?;
                 let args = ["sandbox", "serve-auth", "--listen", &listen.to_string()].map(str::to_owned).to_vec();
                 let env = vec![(DATABASE_VARIABLE, database)];
-                match self.container(sandbox, settings)? {
+                match Self::container(sandbox, settings)? {
                     Some((docker, name)) => {
                         if container::runs(docker, name).await? != Some(true) {
                             self.is_free(*listen).await?;
@@ -241,7 +241,7 @@ impl Throwaway {
             },
             Kind::Cluster(_) => sandbox.cluster(&self.target).down().await,
             Kind::Auth { settings, .. } if settings.container.is_some() => {
-                match self.container(sandbox, settings)? {
+                match Self::container(sandbox, settings)? {
                     Some((docker, name)) => container::remove(docker, name, sandbox.folder()).await,
                     None => Ok(()),
                 }
@@ -282,7 +282,6 @@ impl Throwaway {
     }
 
     fn container<'a>(
-        &self,
         sandbox: &'a Sandbox,
         settings: &'a AuthSandbox,
     ) -> Result<Option<(&'a DockerSettings, &'a str)>, Failure> {

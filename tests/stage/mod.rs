@@ -1,0 +1,227 @@
+//! A stage for whole recoveries: the project's own plans, on a sandbox of its own.
+#![allow(dead_code, reason = "each test uses its part of it")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use lifeboat::sandbox::seed::{Fingerprint, fingerprints};
+use lifeboat::secret::Redactor;
+use lifeboat::service::postgres::{Server, Session};
+use lifeboat::service::sandbox::Cluster;
+use lifeboat::service::{Services, Target};
+use serde_json::{Value, json};
+
+pub const DATABASE: &str = "manacore_auth";
+pub const RECOVERY: &str = "plans/database-corruption.yaml";
+pub const BACKUP: &str = "plans/daily-backup.yaml";
+
+/// How the demo damages the data, in short.
+const DAMAGE: &str = "DELETE FROM auth.users WHERE id LIKE '%3'; DELETE FROM auth.jwks; \
+     UPDATE credits.balances SET amount = -amount WHERE user_id LIKE '%7'";
+
+pub struct Stage {
+    pub folder: tempfile::TempDir,
+    /// The auth service's container; empty without Docker.
+    pub container: String,
+    pub health: String,
+}
+
+/// The engine of the tests.
+pub fn docker_host() -> String {
+    std::env::var("LIFEBOAT_TEST_DOCKER").expect("`.ci/services run` sets it")
+}
+
+pub fn docker(args: &[&str]) -> String {
+    let output = Command::new("docker").args(["-H", &docker_host()]).args(args).output().unwrap();
+    assert!(output.status.success(), "docker {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Stage {
+    /// A sandbox that is up, its service a container.
+    pub fn set(users: u32, settings: &Value) -> Self {
+        let folder = tempfile::Builder::new().prefix("lifeboat-test-").tempdir().unwrap();
+        let container = folder.path().file_name().unwrap().to_string_lossy().to_lowercase();
+        let (auth, sink) = (free_port(), free_port());
+        let stage = Self { health: format!("http://127.0.0.1:{auth}/health/ready"), folder, container };
+        let environments = stage.path("plans/environments");
+        std::fs::create_dir_all(&environments).unwrap();
+        for plan in std::fs::read_dir("plans").unwrap().map(|entry| entry.unwrap().path()) {
+            if plan.is_file() {
+                std::fs::copy(&plan, stage.path("plans").join(plan.file_name().unwrap())).unwrap();
+            }
+        }
+        let client = format!("docker/{}", stage.container);
+        // JSON is YAML.
+        let environment = json!({
+            "lifeboat": 1,
+            "environment": "test",
+            "vars": { "service": stage.container },
+            "targets": {
+                "db": { "postgres": { "sandbox": { "settings": settings }, "clients": [client] } },
+                "backups": { "storage": { "scheme": "fs", "root": stage.path(".lifeboat/sandboxes/test/backups") } },
+                "docker": { "docker": { "host": docker_host() } },
+                "auth": { "http": {
+                    "base_url": format!("http://127.0.0.1:{auth}"),
+                    "sandbox": { "database": format!("db/{DATABASE}"), "container": client, "users": users },
+                } },
+                "oncall": { "webhook": { "url": format!("http://127.0.0.1:{sink}/oncall"), "sandbox": true } },
+            },
+        });
+        std::fs::write(environments.join("test.yaml"), serde_json::to_string_pretty(&environment).unwrap())
+            .unwrap();
+        stage.done(&["sandbox", "up", "--env", "test"]);
+        stage
+    }
+
+    pub fn path(&self, below: &str) -> PathBuf {
+        self.folder.path().join(below)
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
+        command.args(args).current_dir(self.folder.path()).stdin(Stdio::null()).env_remove("LIFEBOAT_STATE");
+        command.env("NO_COLOR", "1");
+        command
+    }
+
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Runs a command that must succeed.
+    pub fn done(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "lifeboat {args:?}: {}", said(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub fn back_up(&self) {
+        self.done(&["run", BACKUP, "--env", "test", "--yes"]);
+    }
+
+    /// Starts a run, and kills it (SIGKILL) once that step is under way.
+    pub fn killed_at(&self, args: &[&str], step: &str) {
+        let mut child: Child = self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let before = self.journals().len();
+        let end = Instant::now() + Duration::from_mins(1);
+        let started = format!(r#""type":"step_started","step":"{step}""#);
+        // The runs that were there before are over.
+        while !self.journals().last().is_some_and(|journal| read(journal).contains(&started))
+            || self.journals().len() < before
+        {
+            assert!(Instant::now() < end, "`{step}` never started");
+            assert!(child.try_wait().unwrap().is_none(), "the run ended before `{step}` started");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// The journals, oldest run first.
+    pub fn journals(&self) -> Vec<PathBuf> {
+        let mut runs: Vec<PathBuf> = std::fs::read_dir(self.path(".lifeboat/runs"))
+            .into_iter()
+            .flatten()
+            .map(|run| run.unwrap().path().join("journal.jsonl"))
+            .filter(|journal| journal.exists())
+            .collect();
+        runs.sort();
+        runs
+    }
+
+    /// The events of the latest run.
+    pub fn events(&self) -> Vec<Value> {
+        let journal = self.journals().pop().unwrap();
+        read(&journal).lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["event"].clone()).collect()
+    }
+
+    pub fn cluster_folder(&self) -> PathBuf {
+        self.path(".lifeboat/sandboxes/test/db")
+    }
+
+    pub fn url(&self) -> String {
+        Cluster::new(self.cluster_folder()).url().unwrap().expose().to_owned()
+    }
+
+    pub fn server(&self) -> Server {
+        let target: Target = serde_json::from_value(json!({ "postgres": { "url": self.url() } })).unwrap();
+        Services::new([("db".to_owned(), target)].into(), Redactor::default()).postgres("db").unwrap()
+    }
+
+    pub async fn session(&self, database: &str) -> Session {
+        self.server().connect(Some(database)).await.unwrap()
+    }
+
+    pub async fn fingerprints(&self, database: &str) -> Vec<Fingerprint> {
+        fingerprints(&self.session(database).await).await.unwrap()
+    }
+
+    pub async fn damage(&self) {
+        self.session(DATABASE).await.batch("damage", DAMAGE).await.unwrap();
+    }
+
+    /// The databases that aren't the server's own.
+    pub async fn databases(&self) -> Vec<String> {
+        let session = self.session("postgres").await;
+        let sql =
+            "SELECT datname::text FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres' ORDER BY 1";
+        session.rows("list databases", sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+    }
+
+    /// What the service says, once it says it with that status.
+    pub async fn health(&self, status: u16) -> Value {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            let answer = reqwest::get(&self.health).await;
+            if let Ok(answer) = answer {
+                let (said, body) = (answer.status().as_u16(), answer.json::<Value>().await.unwrap());
+                if said == status {
+                    return body;
+                }
+                assert!(Instant::now() < end, "{said} {body}");
+            }
+            assert!(Instant::now() < end, "the service does not answer");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// When the service's container was last started: the same value means that it was left alone.
+    pub fn service_started_at(&self) -> String {
+        docker(&["inspect", "--format", "{{.State.Running}} {{.State.StartedAt}}", &self.container])
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let output = self.run(&["sandbox", "down", "--env", "test"]);
+        assert!(output.status.success() || std::thread::panicking(), "sandbox down: {}", said(&output));
+    }
+}
+
+pub fn read(file: &Path) -> String {
+    std::fs::read_to_string(file).unwrap_or_default()
+}
+
+/// What a program said, both ways.
+pub fn said(output: &Output) -> String {
+    format!(
+        "{}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
