@@ -42,3 +42,22 @@ fn describe(panic: &PanicHookInfo<'_>) -> String {
         env!("CARGO_PKG_REPOSITORY"),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_in_any_thread_is_a_defect() {
+        assert_eq!(guard(|| Exit::Done), Exit::Done);
+        let hook = std::panic::take_hook();
+        install();
+        let exit = guard(|| {
+            // As a worker's: caught by the one who waits for it, told by the hook.
+            assert!(std::thread::spawn(|| panic!("a worker's")).join().is_err());
+            Exit::Done
+        });
+        set_hook(hook);
+        assert_eq!(exit, Exit::Defect);
+    }
+}

@@ -8,11 +8,12 @@ use crate::engine::control::signals;
 use crate::engine::preview::{PreviewReport, SavedPreview};
 use crate::engine::{self, Console, Context, Ended, EngineError, RunOptions};
 use crate::ids::RunId;
-use crate::plan::Plan;
+use crate::plan::{Known, Plan};
 use crate::record::sink::Sink;
 use crate::record::store::Store;
 use crate::report::live::{Json, Live, Screen};
 use crate::service::Services;
+use crate::step::effect::Access;
 
 use super::exit::{Error, Exit};
 use super::load::{self, PlanArgs};
@@ -157,11 +158,24 @@ fn confirm(plan: &Plan, options: &mut RunOptions, out: &Out) -> Result<(), Error
         return Ok(());
     }
     let name = plan.environment.name.clone().unwrap_or_default();
-    if ask::type_name(&name, "data", out.talk) {
+    if ask::type_name(&name, &destroyed(plan).join(", "), out.talk) {
         options.confirm = Some(name);
         return Ok(());
     }
     Err(Error::usage("nothing was touched: what was typed is not the environment's name"))
+}
+
+/// What a plan destroys, as far as its parameters tell before a run.
+fn destroyed(plan: &Plan) -> Vec<String> {
+    let known = Known::default();
+    let steps = plan.steps.iter().filter_map(|step| step.render(&known).ok());
+    let mut destroyed: Vec<String> = steps
+        .flat_map(|rendered| rendered.step.effects())
+        .filter(|effect| effect.access == Access::Destroy)
+        .map(|effect| plan.environment.redactor.redact(effect.resource.as_str()).into_owned())
+        .collect();
+    destroyed.dedup();
+    destroyed
 }
 
 async fn dry_run(args: &Args, cx: &Context, plan: &Plan, out: &Out) -> Result<Exit, Error> {

@@ -1,6 +1,7 @@
 //! A run as it happens, on a terminal: what ended stands above, a line for each running step below.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -12,18 +13,23 @@ use crate::record::state::RunState;
 
 /// The terminal that bars are drawn on. Clones are the same screen.
 #[derive(Clone, Debug)]
-pub struct Screen(MultiProgress);
+pub struct Screen {
+    bars: MultiProgress,
+    /// While somebody else uses the terminal: what is to be said afterwards.
+    held: Arc<Mutex<Option<Vec<String>>>>,
+}
 
 /// While this lives, nothing is drawn: the terminal is somebody else's.
 #[derive(Debug)]
-pub struct Hidden(MultiProgress);
+pub struct Hidden(Screen);
 
 /// How often a second the screen is drawn, at most.
 const HERTZ: u8 = 12;
 
 impl Default for Screen {
     fn default() -> Self {
-        Self(MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(HERTZ)))
+        let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(HERTZ));
+        Self { bars, held: Arc::default() }
     }
 }
 
@@ -31,22 +37,39 @@ impl Screen {
     /// Takes the bars off until the answer is dropped.
     pub fn hide(&self) -> Hidden {
         // A screen that can't be cleared is no reason to stop a recovery.
-        let _ = self.0.clear();
-        self.0.set_draw_target(ProgressDrawTarget::hidden());
-        Hidden(self.0.clone())
+        let _ = self.bars.clear();
+        self.bars.set_draw_target(ProgressDrawTarget::hidden());
+        self.held().get_or_insert_default();
+        Hidden(self.clone())
+    }
+
+    /// A line above the bars, later if the terminal is somebody else's now.
+    fn say(&self, line: String) {
+        match &mut *self.held() {
+            Some(held) => held.push(line),
+            None => drop(self.bars.println(line)),
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<Vec<String>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Hidden {
     fn drop(&mut self) {
-        self.0.set_draw_target(ProgressDrawTarget::stderr_with_hz(HERTZ));
+        self.0.bars.set_draw_target(ProgressDrawTarget::stderr_with_hz(HERTZ));
+        let held = self.0.held().take();
+        for line in held.into_iter().flatten() {
+            self.0.say(line);
+        }
     }
 }
 
 /// The lower part of the screen.
 #[derive(Debug)]
 pub struct Bars {
-    screen: MultiProgress,
+    screen: Screen,
     running: BTreeMap<String, ProgressBar>,
     lines: Lines,
     paint: Paint,
@@ -58,7 +81,7 @@ const TICK: Duration = Duration::from_millis(120);
 impl Bars {
     /// Bars for the run that `state` is of.
     pub fn new(state: &RunState, screen: Screen, paint: Paint) -> Self {
-        Self { screen: screen.0, running: BTreeMap::new(), lines: Lines::new(state, paint), paint }
+        Self { screen, running: BTreeMap::new(), lines: Lines::new(state, paint), paint }
     }
 
     /// Shows a record, `state` being the one after it.
@@ -99,7 +122,7 @@ impl Bars {
 
     /// Takes the bars off the screen while `talk` uses it.
     pub fn suspend<T>(&self, talk: impl FnOnce() -> T) -> T {
-        self.screen.suspend(talk)
+        self.screen.bars.suspend(talk)
     }
 
     /// Takes all bars off the screen.
@@ -107,7 +130,7 @@ impl Bars {
         for bar in std::mem::take(&mut self.running).into_values() {
             bar.finish_and_clear();
         }
-        let _ = self.screen.clear();
+        let _ = self.screen.bars.clear();
     }
 
     fn start(&mut self, step: &str, state: &RunState, message: String) {
@@ -116,7 +139,7 @@ impl Bars {
             return;
         }
         let title = state.step(step).and_then(|step| step.header.title.clone()).unwrap_or_default();
-        let bar = self.screen.add(ProgressBar::no_length());
+        let bar = self.screen.bars.add(ProgressBar::no_length());
         bar.set_style(style(&Progress { unit: ProgressUnit::Seconds, ..Progress::default() }, self.paint));
         bar.set_prefix(step.to_owned());
         bar.set_message(if message.is_empty() { title } else { message });
@@ -127,13 +150,13 @@ impl Bars {
     fn end(&mut self, step: &str) {
         if let Some(bar) = self.running.remove(step) {
             bar.finish_and_clear();
-            self.screen.remove(&bar);
+            self.screen.bars.remove(&bar);
         }
     }
 
     fn say(&self, record: &Record, state: &RunState) {
         if let Some(line) = self.lines.line(record, state) {
-            let _ = self.screen.println(line);
+            self.screen.say(line);
         }
     }
 }

@@ -154,6 +154,9 @@ pub fn masked(text: &str) -> String {
         // With the blanks that align it: a column of durations is as wide as the longest.
         (r"(?m) +\b\d+(\.\d+)?m?s\b( +|$)", " [took] "),
         (r"\b\d+(\.\d+)?m?s\b", "[took]"),
+        // Said from one second on, which a slow machine reaches.
+        (r", \[took\] of it waiting\s+for\s+people", ""),
+        (r"\nRecovery time does not count \[took\][^\n]*\n", ""),
         (r"(?m)^(  [✓✗▸↻?–■·]  \S+) +", "$1 "),
         (r"(?m) +$", ""),
     ] {
