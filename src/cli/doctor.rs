@@ -173,6 +173,10 @@ async fn reach_one(services: &Services, name: &str, target: &Target) -> Vec<Find
         Target::Postgres(settings) => postgres(services, name, settings).await,
         Target::Docker(_) => one(docker(services, name).await),
         Target::Storage(_) => one(storage(services, name).await),
+        // Like a sandboxed cluster: it is there once `lifeboat sandbox up` has made it.
+        Target::Http(settings) if settings.sandbox.is_some() => {
+            one(services.http(name).map(|_| format!("a sandbox, at {}", settings.base_url)))
+        }
         Target::Http(settings) => one(http(services, name, &settings.base_url).await),
         // A hook is only reached by telling people something.
         Target::Webhook(_) => one(services.webhook(name).map(|_| "its settings hold; it is not tried".to_owned())),
