@@ -20,7 +20,7 @@ use super::{Known, Scope, schema};
 use crate::ids::StepId;
 use crate::step::effect::Effect;
 use crate::step::{Findings, TypeInfo};
-use crate::template::{Reference, Templated};
+use crate::template::{Condition, Reference, Templated};
 
 pub use super::names::has_unknown_name;
 
@@ -128,7 +128,7 @@ fn step(
         document.for_each.as_ref(),
         undo,
     ];
-    let conditions = document.when.iter().flat_map(|when| when.references());
+    let conditions = document.when.iter().flat_map(Condition::references);
     for reference in all.into_iter().flatten().flat_map(Templated::references).chain(conditions) {
         if let ["targets", name, ..] = reference.path.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
             targets.read_by_template(&expanded.file, name);
@@ -180,7 +180,7 @@ impl Spot<'_> {
             match names::check(reference, self.scope, self.file, self.has_item) {
                 Ok(()) => self.order(reference, &place, steps, problems),
                 Err(Unknown { code, message, help }) => {
-                    problems.push(Problem::at(&place(), code, message).help(help))
+                    problems.push(Problem::at(&place(), code, message).help(help));
                 }
             }
         }

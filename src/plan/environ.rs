@@ -14,8 +14,9 @@ use super::parse::{Collector, is_readable, text_at};
 use super::problem::{Problem, Severity, clip};
 use super::schema;
 use super::shape::{Hole, Holes};
-use super::source::{Source, segments};
+use super::source::{Source, escape, segments};
 use crate::environment::{Environment, EnvironmentDocument};
+use crate::service::Target;
 use crate::step::ValueKind;
 use crate::template::Templated;
 
@@ -94,6 +95,7 @@ pub fn read(
             return None;
         }
     };
+    unreachable_targets(&document, &mut found);
     let names = taken.names();
     let digest = digest(json!([source.file.inner().as_ref(), names]).to_string().as_bytes());
     let environment = Environment {
@@ -109,6 +111,40 @@ pub fn read(
     };
     debug_assert!(document.lifeboat <= LANGUAGE);
     Some(Read { environment, secret })
+}
+
+/// Targets that no setting says how to reach.
+fn unreachable_targets(document: &EnvironmentDocument, found: &mut Collector<'_>) {
+    for (name, target) in &document.targets {
+        let Target::Postgres(settings) = target else { continue };
+        let pointer = format!("/targets/{}/postgres", escape(name));
+        match (&settings.url, &settings.sandbox) {
+            (None, None) => found.key(
+                &pointer,
+                "lifeboat::missing_key",
+                format!("target `{name}` needs `url`"),
+                "add `url: postgres://…`, or `sandbox: {}` for a throwaway cluster".to_owned(),
+            ),
+            (Some(_), Some(_)) => found.key(
+                &format!("{pointer}/sandbox"),
+                "lifeboat::unknown_key",
+                format!("target `{name}` has both `url` and `sandbox`"),
+                "remove one of them".to_owned(),
+            ),
+            _ => {}
+        }
+        for (index, client) in settings.clients.iter().enumerate() {
+            let known = client.split_once('/').is_some_and(|(docker, container)| {
+                !container.is_empty() && matches!(document.targets.get(docker), Some(Target::Docker(_)))
+            });
+            if !known {
+                let dockers = document.targets.iter().filter(|(_, target)| target.kind() == "docker");
+                let message = format!("`{}` names no container of a `docker` target here", clip(client));
+                let help = dockers.map(|(name, _)| format!("write it as `{name}/CONTAINER`")).next();
+                found.value(&format!("{pointer}/clients/{index}"), "lifeboat::unknown_target", message, help);
+            }
+        }
+    }
 }
 
 /// What templates took from outside.

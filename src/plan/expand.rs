@@ -4,6 +4,9 @@
 //! the calling step's id before theirs; the calling step stays, waits for them all and
 //! hands over the sub-plan's outputs. Read next: `check`.
 
+mod call;
+mod needs;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,8 +26,7 @@ use crate::retry::RetryPolicy;
 use crate::step::ValueKind;
 use crate::template::Templated;
 
-#[path = "expand_call.rs"]
-mod call;
+use needs::Names;
 
 /// A plan of more steps, everything opened, is refused.
 pub const MAX_STEPS: usize = 50_000;
@@ -152,13 +154,13 @@ impl<'a> Expander<'a> {
             continues: false,
             allowed: Vec::new(),
         };
-        let settled = self.settle(file, String::new(), given, &call);
+        let settled = self.settle(file, "", given, &call);
         self.open(file, &settled, &call);
         settled.scope
     }
 
     /// Settles a file's scope: what may be read of its steps, its inputs and vars, its lists.
-    fn settle(&mut self, file: &Arc<PlanFile>, prefix: String, given: &Given, call: &Call) -> Settled {
+    fn settle(&mut self, file: &Arc<PlanFile>, prefix: &str, given: &Given, call: &Call) -> Settled {
         let mut readable = BTreeMap::new();
         for step in file.steps.iter().chain(&file.finally) {
             let outputs = self.outputs_of(step, file, call);
@@ -171,7 +173,7 @@ impl<'a> Expander<'a> {
         let mut found = Collector { source: &file.source, problems: &mut self.problems };
         let mut scope = scope::make(
             file,
-            &prefix,
+            prefix,
             readable,
             given,
             (self.environment, self.settings, self.secret_env),
@@ -318,81 +320,6 @@ fn planned(
         scope: Arc::clone(scope),
         item,
         called: None,
-    }
-}
-
-/// The names of one section of a file, for `needs`.
-struct Names<'a> {
-    file: &'a PlanFile,
-    settled: &'a Settled,
-    in_finally: bool,
-    /// What a step waits for that has nothing above it.
-    first: &'a [StepId],
-    index: HashMap<&'a str, usize>,
-}
-
-impl Names<'_> {
-    fn list(&self) -> &[StepDocument] {
-        if self.in_finally { &self.file.finally } else { &self.file.steps }
-    }
-
-    /// The ids that a step waits for.
-    fn needs(&self, at: usize, found: &mut Collector<'_>) -> Vec<StepId> {
-        let step = &self.list()[at];
-        for (index, name) in step.needs.iter().flatten().enumerate() {
-            self.check(step, index, name, found);
-        }
-        let mut needs = BTreeSet::new();
-        let mut open = vec![at];
-        let mut seen = BTreeSet::from([at]);
-        while let Some(at) = open.pop() {
-            let above = self.above(at);
-            if above.is_empty() {
-                needs.extend(self.first.iter().cloned());
-            }
-            for need in above {
-                let mut ids = instances(&self.list()[need], self.settled).peekable();
-                // A step without instances passes on what it would have waited for.
-                if ids.peek().is_none() && seen.insert(need) {
-                    open.push(need);
-                }
-                needs.extend(ids.map(|(id, _)| full_id(&self.settled.scope, &id)));
-            }
-        }
-        needs.into_iter().collect()
-    }
-
-    /// The steps that one says it waits for: those it names, or the one above.
-    fn above(&self, at: usize) -> Vec<usize> {
-        match &self.list()[at].needs {
-            Some(names) => names.iter().filter_map(|name| self.index.get(name.as_str()).copied()).collect(),
-            None => at.checked_sub(1).into_iter().collect(),
-        }
-    }
-
-    fn check(&self, step: &StepDocument, index: usize, name: &str, found: &mut Collector<'_>) {
-        if self.index.contains_key(name) || self.file.broken.contains(name) {
-            return;
-        }
-        let single = matches!(step.common.needs, Some(Value::String(_)));
-        let pointer =
-            if single { format!("{}/needs", step.pointer) } else { format!("{}/needs/{index}", step.pointer) };
-        let elsewhere = self.file.step(name).is_some();
-        let (message, help) = match (elsewhere, self.in_finally) {
-            (true, true) => (
-                format!("a step of `finally` can't need `{}`, one of `steps`", clip(name)),
-                Some("it runs after all of them, whatever became of them; remove the need".to_owned()),
-            ),
-            (true, false) => (
-                format!("`{}` belongs to `finally`, which runs after all other steps", clip(name)),
-                Some("remove the need, or move one of the two".to_owned()),
-            ),
-            (false, _) => (
-                format!("there is no step `{}`", clip(name)),
-                suggest(name, self.list().iter().map(|step| step.id.as_str())),
-            ),
-        };
-        found.value(&pointer, "lifeboat::unknown_need", message, help);
     }
 }
 

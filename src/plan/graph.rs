@@ -14,7 +14,7 @@ use petgraph::graph::{DiGraph, NodeIndex};
 /// A graph of steps; an edge leads from a step to one that waits for it.
 #[derive(Debug)]
 pub struct Graph {
-    graph: DiGraph<(), (), u32>,
+    edges: DiGraph<(), (), u32>,
     /// Steps in an order in which each comes after all that it waits for; text order where that is free.
     topological: Vec<usize>,
     /// Each step's place in `topological`.
@@ -65,7 +65,7 @@ impl Graph {
             position[*step] = place;
         }
         let forest = forest(&graph, &topological);
-        Ok(Self { graph, topological, position, forest, after: RefCell::default() })
+        Ok(Self { edges: graph, topological, position, forest, after: RefCell::default() })
     }
 
     /// Steps in an order in which each comes after all that it waits for; text order where that is free.
@@ -99,7 +99,7 @@ impl Graph {
 
     /// The steps that `step` waits for directly.
     pub fn needs(&self, step: usize) -> impl Iterator<Item = usize> + '_ {
-        self.graph.neighbors_directed(node(step), Direction::Incoming).map(NodeIndex::index)
+        self.edges.neighbors_directed(node(step), Direction::Incoming).map(NodeIndex::index)
     }
 
     fn holds(&self, upper: usize, lower: usize) -> bool {
@@ -128,7 +128,7 @@ impl Graph {
         let mut marks = vec![0; self.topological.len().div_ceil(64)];
         let mut open = vec![first];
         while let Some(step) = open.pop() {
-            for next in self.graph.neighbors(node(step)).map(NodeIndex::index) {
+            for next in self.edges.neighbors(node(step)).map(NodeIndex::index) {
                 let (word, bit) = (next / 64, 1 << (next % 64));
                 if marks[word] & bit == 0 {
                     marks[word] |= bit;
@@ -276,9 +276,9 @@ mod tests {
                 }
             }
             for _ in 0..2 {
-                for a in 0..30 {
-                    for b in 0..30 {
-                        prop_assert_eq!(graph.before(b, a), reach[a][b], "{} before {}", b, a);
+                for (a, above) in reach.iter().enumerate() {
+                    for (b, reached) in above.iter().enumerate() {
+                        prop_assert_eq!(graph.before(b, a), *reached, "{} before {}", b, a);
                     }
                 }
             }

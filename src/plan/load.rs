@@ -5,6 +5,9 @@
 //! plan file ─ source, parse ──┴─ expand ─ graph ─ check, hazard ─▶ Plan
 //! ```
 
+mod hazards;
+mod order;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,8 +15,6 @@ use std::sync::Arc;
 use super::check::{self, Steps};
 use super::environ::{self, Outside, Read};
 use super::expand::{self, Expanded, Expander, Files};
-use super::graph::Graph;
-use super::hazard::{self, Order, Subject};
 use super::parse::{self, PlanFile};
 use super::problem::{Place, Problem};
 use super::scope::Given;
@@ -23,7 +24,6 @@ use super::{Objectives, Plan, Scope};
 use crate::environment::Environment;
 use crate::ids::StepId;
 use crate::service::Target;
-use crate::step::effect::{Effect, Resource};
 use crate::template::Templated;
 
 /// More problems than this are counted, not told.
@@ -245,7 +245,7 @@ fn finish(
         default_targets(file, &mut environment);
     }
     steps.extend(finally);
-    let (steps, graph) = ordered(steps, &mut problems);
+    let (steps, graph) = order::ordered(steps, &mut problems);
     let index: HashMap<StepId, usize> =
         steps.iter().enumerate().map(|(at, expanded)| (expanded.step.id.clone(), at)).collect();
     let all = Steps { all: &steps, index: &index, graph: graph.as_ref() };
@@ -264,7 +264,7 @@ fn finish(
     }
     let broken = called.iter().chain([&file]).any(|file| !file.broken.is_empty());
     if let (Some(graph), false) = (&graph, broken) {
-        hazards(&steps, effects, graph, &environment, &mut problems);
+        hazards::find(&steps, effects, graph, &environment, &mut problems);
     }
     if problems.iter().any(Problem::is_error) {
         return told(None, problems);
@@ -319,127 +319,10 @@ fn default_targets(file: &PlanFile, environment: &mut Environment) {
     }
 }
 
-/// The steps in an order in which each comes after all that it needs, `finally` last.
-fn ordered(steps: Vec<Expanded>, problems: &mut Vec<Problem>) -> (Vec<Expanded>, Option<Graph>) {
-    let positions = |steps: &[Expanded]| -> HashMap<StepId, usize> {
-        steps.iter().enumerate().map(|(at, expanded)| (expanded.step.id.clone(), at)).collect()
-    };
-    let needs = |steps: &[Expanded], index: &HashMap<StepId, usize>| -> Vec<Vec<usize>> {
-        steps
-            .iter()
-            .map(|expanded| expanded.step.needs.iter().filter_map(|need| index.get(need).copied()).collect())
-            .collect()
-    };
-    let graph = match Graph::new(&needs(&steps, &positions(&steps))) {
-        Ok(graph) => graph,
-        Err(cycles) => {
-            for cycle in cycles {
-                problems.push(cycle_problem(&steps, &cycle));
-            }
-            return (steps, None);
-        }
-    };
-    let mut order: Vec<usize> = graph.topological().to_vec();
-    // Stable: within each half the order stays.
-    order.sort_by_key(|at| steps[*at].step.finally);
-    if order.iter().enumerate().all(|(place, at)| place == *at) {
-        return (steps, Some(graph));
-    }
-    let mut slots: Vec<Option<Expanded>> = steps.into_iter().map(Some).collect();
-    let steps: Vec<Expanded> = order.into_iter().filter_map(|at| slots[at].take()).collect();
-    let graph = Graph::new(&needs(&steps, &positions(&steps))).ok();
-    (steps, graph)
-}
-
-fn cycle_problem(steps: &[Expanded], cycle: &[usize]) -> Problem {
-    let mut ids: Vec<&str> = cycle.iter().map(|at| steps[*at].step.id.as_str()).collect();
-    ids.extend(ids.first().copied());
-    let place = |at: usize| {
-        let expanded = &steps[at];
-        let document = expanded.document();
-        let key =
-            if document.needs.is_some() { format!("{}/needs", document.pointer) } else { document.pointer.clone() };
-        expanded.file.source.key(&key)
-    };
-    let mut problem = Problem::at(
-        &place(cycle[0]),
-        "lifeboat::cycle",
-        format!("steps wait for each other in a circle: {}", ids.join(" → ")),
-    )
-    .label("waits for the next")
-    .help("remove one of these needs; a step without `needs` waits for the one above it".to_owned());
-    for at in cycle.iter().skip(1).take(8) {
-        problem = problem.place(&place(*at), Some("so does this"));
-    }
-    problem
-}
-
 /// The file that a `plan.run` opened: that of the steps below its id.
 fn called_by<'f>(caller: &Expanded, _steps: &[Expanded], called: &'f [Arc<PlanFile>]) -> Option<&'f PlanFile> {
     let name = caller.step.called.as_ref()?.values.pointer("/plan/name")?.as_str()?;
     called.iter().find(|file| file.document.plan == name).map(Arc::as_ref)
-}
-
-/// Hazards from the steps' effects, but those that a step allows.
-fn hazards(
-    steps: &[Expanded],
-    effects: Vec<Option<Vec<Effect>>>,
-    graph: &Graph,
-    environment: &Environment,
-    problems: &mut Vec<Problem>,
-) {
-    let Some(effects) = effects.into_iter().collect::<Option<Vec<_>>>() else { return };
-    let conditions: Vec<Option<String>> = steps
-        .iter()
-        .map(|expanded| {
-            let all: Vec<&str> = expanded.step.when.iter().map(|guard| guard.condition.source()).collect();
-            (!all.is_empty()).then(|| all.join(" and "))
-        })
-        .collect();
-    let subjects: Vec<Subject<'_>> = steps
-        .iter()
-        .zip(effects)
-        .zip(&conditions)
-        .map(|((expanded, effects), when)| Subject {
-            id: &expanded.step.id,
-            effects,
-            finally: expanded.step.finally,
-            when: when.as_deref(),
-        })
-        .collect();
-    let before = |first: usize, second: usize| graph.before(first, second);
-    let order = Order { subjects: &subjects, topological: graph.topological(), before: &before };
-    for hazard in hazard::find(&order, &clients(environment)) {
-        let step = &steps[hazard.step];
-        let other = hazard.other.map(|other| &steps[other]);
-        let allows = |expanded: &Expanded| expanded.step.allowed.iter().any(|allowed| allowed.code == hazard.code);
-        if allows(step) || other.is_some_and(allows) {
-            continue;
-        }
-        let place = |expanded: &Expanded| expanded.file.source.key(&expanded.document().params_pointer());
-        let mut problem = Problem::at(&place(step), hazard.code, hazard.message).help(hazard.help);
-        if let Some(other) = other {
-            problem = problem.place(&place(other), Some("and this"));
-        }
-        problems.push(if hazard.error { problem } else { problem.warning() });
-    }
-}
-
-/// The containers that use each PostgreSQL server's databases.
-fn clients(environment: &Environment) -> BTreeMap<Resource, Vec<Resource>> {
-    let servers = environment.targets.iter().filter_map(|(name, target)| match target {
-        Target::Postgres(settings) if !settings.clients.is_empty() => Some((name, &settings.clients)),
-        _ => None,
-    });
-    servers
-        .map(|(name, clients)| {
-            let containers = clients.iter().filter_map(|client| client.split_once('/'));
-            (
-                Resource::server(name),
-                containers.map(|(target, container)| Resource::container(target, container)).collect(),
-            )
-        })
-        .collect()
 }
 
 fn assemble(
@@ -476,5 +359,4 @@ fn assemble(
 }
 
 #[cfg(test)]
-#[path = "load_tests.rs"]
 mod tests;

@@ -34,7 +34,9 @@ pub fn has_unknown_name(template: &Templated, scope: &Scope, file: &PlanFile) ->
 pub fn check(reference: &Reference, scope: &Scope, file: &PlanFile, has_item: bool) -> Result<(), Unknown> {
     let path: Vec<&str> = reference.path.iter().map(String::as_str).collect();
     match path.as_slice() {
-        ["inputs" | "vars"] | ["run" | "plan" | "environment" | "targets"] => Ok(()),
+        ["inputs" | "vars" | "run" | "plan" | "environment" | "targets"]
+        | ["plan" | "environment", "name"]
+        | ["run", "id" | "started_at" | "status" | "elapsed"] => Ok(()),
         ["inputs", name, ..] => {
             value("inputs", "input", name, scope, |name| file.document.inputs.contains_key(name))
         }
@@ -42,7 +44,6 @@ pub fn check(reference: &Reference, scope: &Scope, file: &PlanFile, has_item: bo
         ["steps"] => Err(unknown("`steps` alone is no value".to_owned(), "write `steps.ID.OUTPUT`".to_owned())),
         ["steps", id, rest @ ..] => step(id, rest.first().copied(), scope, file),
         ["targets", name, rest @ ..] => target(name, rest.first().copied(), scope, file),
-        ["plan", "name"] | ["environment", "name"] | ["run", "id" | "started_at" | "status" | "elapsed"] => Ok(()),
         ["plan", other, ..] => Err(member("plan", other, &["name"])),
         ["environment", other, ..] => Err(member("environment", other, &["name"])),
         ["run", other, ..] => Err(member("run", other, &["id", "started_at", "status", "elapsed"])),

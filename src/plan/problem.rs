@@ -141,7 +141,7 @@ impl Problem {
     pub fn position(&self) -> Option<(usize, usize)> {
         let text = self.file.as_ref()?.inner();
         let before = text.get(..self.labels.first()?.0.start)?;
-        let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
+        let line = before.split('\n').count();
         let line_start = before.rfind('\n').map_or(0, |at| at + 1);
         Some((line, before[line_start..].chars().count() + 1))
     }
@@ -200,11 +200,7 @@ pub fn suggest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     if let Some(nearest) = nearest(name, known.iter().copied()) {
         return Some(format!("did you mean `{nearest}`?"));
     }
-    match known.len() {
-        0 => None,
-        1..=24 => Some(format!("known here: {}", quoted(known))),
-        _ => None,
-    }
+    (1..=24).contains(&known.len()).then(|| format!("known here: {}", quoted(known)))
 }
 
 /// The name that `name` was probably meant to be.

@@ -3,12 +3,18 @@
 //! One pass over the YAML parser's events: values and positions can't disagree. Sizes,
 //! depth and the growth of aliases are bounded. Knows YAML, nothing of plans.
 
+mod offsets;
+pub mod tree;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use miette::NamedSource;
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, StrInput, Tag};
 use serde_json::Value;
+
+use offsets::Offsets;
+pub use tree::{Content, Entry, Map, Node, escape, segments};
 
 use super::problem::{File, Place, Problem, Span, clip};
 use super::scalar;
@@ -28,140 +34,6 @@ pub struct Source {
     pub file: File,
     /// The document.
     pub root: Node,
-}
-
-/// A value and where it stands.
-#[derive(Clone, Debug)]
-pub struct Node {
-    /// Where. A collection's place is its first line.
-    pub span: Span,
-    /// What.
-    pub content: Content,
-}
-
-/// What a node holds.
-#[derive(Clone, Debug)]
-pub enum Content {
-    /// Null, a boolean, a number or a text.
-    Scalar(Value),
-    /// A list.
-    List(Vec<Node>),
-    /// A map, in the order of the text.
-    Map(Map),
-}
-
-/// A map's entries in the order of the text, found by key.
-#[derive(Clone, Debug, Default)]
-pub struct Map {
-    entries: Vec<Entry>,
-    /// Where each key is: an index would be wasted on the many small maps.
-    index: HashMap<Arc<str>, usize>,
-}
-
-/// A key and its value.
-#[derive(Clone, Debug)]
-pub struct Entry {
-    /// The key.
-    pub key: Arc<str>,
-    /// Where the key stands.
-    pub key_span: Span,
-    /// The value.
-    pub value: Node,
-}
-
-/// From this many entries on a map keeps an index.
-const INDEXED: usize = 12;
-
-impl Map {
-    /// The entries in the order of the text.
-    pub fn entries(&self) -> &[Entry] {
-        &self.entries
-    }
-
-    /// The entry of that key.
-    pub fn get(&self, key: &str) -> Option<&Entry> {
-        if self.index.is_empty() {
-            return self.entries.iter().find(|entry| &*entry.key == key);
-        }
-        self.index.get(key).and_then(|at| self.entries.get(*at))
-    }
-
-    /// Adds an entry of a new key.
-    fn push(&mut self, entry: Entry) {
-        self.entries.push(entry);
-        if self.entries.len() == INDEXED {
-            self.index = self.entries.iter().enumerate().map(|(at, entry)| (entry.key.clone(), at)).collect();
-        } else if self.entries.len() > INDEXED
-            && let Some(last) = self.entries.last()
-        {
-            self.index.insert(last.key.clone(), self.entries.len() - 1);
-        }
-    }
-}
-
-impl Node {
-    /// The map it is, if it is one.
-    pub const fn as_map(&self) -> Option<&Map> {
-        if let Content::Map(map) = &self.content { Some(map) } else { None }
-    }
-
-    /// The value without places.
-    pub fn to_value(&self) -> Value {
-        match &self.content {
-            Content::Scalar(value) => value.clone(),
-            Content::List(items) => items.iter().map(Self::to_value).collect(),
-            Content::Map(map) => Value::Object(
-                map.entries.iter().map(|entry| (entry.key.to_string(), entry.value.to_value())).collect(),
-            ),
-        }
-    }
-
-    /// The child of that key or index.
-    pub fn child(&self, segment: &str) -> Option<&Self> {
-        match &self.content {
-            Content::Scalar(_) => None,
-            Content::List(items) => items.get(segment.parse::<usize>().ok()?),
-            Content::Map(map) => map.get(segment).map(|entry| &entry.value),
-        }
-    }
-
-    /// Where the value at `pointer` (`/steps/restore/needs/0`) stands, as far as it exists.
-    pub fn value_span(&self, pointer: &str) -> Span {
-        let mut node = self;
-        for segment in segments(pointer) {
-            match node.child(&segment) {
-                Some(child) => node = child,
-                None => break,
-            }
-        }
-        node.span
-    }
-
-    /// Where the key at `pointer` stands; a list item's own place; as far as it exists.
-    pub fn key_span(&self, pointer: &str) -> Span {
-        let (mut node, mut span) = (self, self.span);
-        for segment in segments(pointer) {
-            span = match (&node.content, node.child(&segment)) {
-                (Content::Map(map), Some(_)) => map.get(&segment).map_or(span, |entry| entry.key_span),
-                (_, Some(child)) => child.span,
-                (_, None) => break,
-            };
-            if let Some(child) = node.child(&segment) {
-                node = child;
-            }
-        }
-        span
-    }
-}
-
-/// The segments of a JSON pointer, unescaped.
-pub fn segments(pointer: &str) -> impl Iterator<Item = String> + '_ {
-    pointer.split('/').skip(1).map(|segment| segment.replace("~1", "/").replace("~0", "~"))
-}
-
-/// A JSON pointer's segment, escaped.
-pub fn escape(segment: &str) -> String {
-    segment.replace('~', "~0").replace('/', "~1")
 }
 
 impl Source {
@@ -204,7 +76,7 @@ pub fn read(name: &str, bytes: &[u8]) -> (Option<Source>, Vec<Problem>) {
 }
 
 fn not_utf8(name: &str, bytes: &[u8], valid: usize) -> Problem {
-    let line = bytes[..valid].iter().filter(|byte| **byte == b'\n').count() + 1;
+    let line = bytes[..valid].split(|byte| *byte == b'\n').count();
     let hint = if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         "it looks like UTF-16: save it as UTF-8"
     } else {
@@ -255,6 +127,7 @@ struct Builder<'t> {
     problems: Vec<Problem>,
 }
 
+#[expect(clippy::unnecessary_box_returns, reason = "problems travel up boxed: results stay small")]
 impl<'t> Builder<'t> {
     fn new(text: &'t str, file: File) -> Self {
         Self {
@@ -543,51 +416,5 @@ fn merge(map: &mut Map, node: Node) {
     }
 }
 
-/// From the parser's positions, which count characters, to bytes.
-struct Offsets<'t> {
-    text: &'t str,
-    /// The byte at which every 64th character starts; empty for ASCII, where the two are one.
-    starts: Vec<usize>,
-}
-
-const STRIDE: usize = 64;
-
-impl<'t> Offsets<'t> {
-    fn new(text: &'t str) -> Self {
-        let starts = if text.is_ascii() {
-            Vec::new()
-        } else {
-            text.char_indices().step_by(STRIDE).map(|(byte, _)| byte).collect()
-        };
-        Self { text, starts }
-    }
-
-    fn byte(&self, character: usize) -> usize {
-        if self.starts.is_empty() {
-            return character.min(self.text.len());
-        }
-        let Some(start) = self.starts.get(character / STRIDE) else { return self.text.len() };
-        let rest = &self.text[*start..];
-        rest.char_indices().nth(character % STRIDE).map_or(self.text.len(), |(byte, _)| start + byte)
-    }
-
-    fn span(&self, span: &saphyr_parser::Span) -> Span {
-        let start = self.byte(span.start.index());
-        let end = self.byte(span.end.index()).max(start);
-        // A block's end may lie on a later line: trailing white space isn't part of a value.
-        let text = &self.text[start..end];
-        Span { start, end: start + text.trim_end().len() }
-    }
-
-    /// What of a collection is underlined: the rest of its first line.
-    fn first_line(&self, span: Span) -> Span {
-        let rest = &self.text[span.start..];
-        let line = rest.find('\n').map_or(rest, |end| &rest[..end]);
-        let line = line.split(" #").next().unwrap_or(line);
-        Span { start: span.start, end: span.start + line.trim_end().len() }
-    }
-}
-
 #[cfg(test)]
-#[path = "source_tests.rs"]
 mod tests;

@@ -141,7 +141,7 @@ impl Expander<'_> {
             continues: step.continue_on_failure,
             allowed: step.allowed.clone(),
         };
-        let settled = self.settle(&called, format!("{}/", step.id), &given, &inner);
+        let settled = self.settle(&called, &format!("{}/", step.id), &given, &inner);
         let last = self.open(&called, &settled, &inner);
         if !last.is_empty() {
             step.needs = last;

@@ -48,7 +48,8 @@ fn places_are_bytes_also_after_other_scripts() {
 
 #[test]
 fn what_is_refused_says_where() {
-    let cases: [(&[u8], &str, &str, Option<(usize, usize)>); 11] = [
+    type Refused<'a> = (&'a [u8], &'a str, &'a str, Option<(usize, usize)>);
+    let cases: [Refused<'_>; 11] = [
         (b"", "lifeboat::empty", "x.yaml is empty", None),
         (b"# nothing\n", "lifeboat::empty", "x.yaml is empty", None),
         (b"a: 1\na: 2\n", "lifeboat::duplicate_key", "the key `a` stands here twice", Some((2, 1))),

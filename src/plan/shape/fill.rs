@@ -32,17 +32,12 @@ impl Shape {
                 None
             }
             Hole::Unknown(kind, label) => {
-                match all.iter().find_map(|schema| stand_in(schema, *kind, label)) {
-                    Some(fill) => found.fills.push((pointer.to_owned(), fill)),
-                    None => {
-                        let wanted = self.wanted(&all);
-                        found.add(
-                            pointer,
-                            "lifeboat::wrong_type",
-                            format!("{} is {wanted}, but {label} is {}", self.name(pointer), kind_name(*kind)),
-                            None,
-                        );
-                    }
+                if let Some(fill) = all.iter().find_map(|schema| stand_in(schema, *kind, label)) {
+                    found.fills.push((pointer.to_owned(), fill));
+                } else {
+                    let (name, wanted) = (self.name(pointer), self.wanted(&all));
+                    let message = format!("{name} is {wanted}, but {label} is {}", kind_name(*kind));
+                    found.add(pointer, "lifeboat::wrong_type", message, None);
                 }
                 Some(())
             }
@@ -114,13 +109,12 @@ fn stand_in(schema: &Value, kind: ValueKind, label: &str) -> Option<Value> {
     let Value::Object(keywords) = schema else { return Some(Value::from(label)) };
     let format = keywords.get("format").and_then(Value::as_str);
     let wanted: &[&str] = match kind {
-        ValueKind::String => &["string"],
         ValueKind::Integer => &["integer", "number", "string"],
         ValueKind::Number => &["number", "string"],
         ValueKind::Boolean => &["boolean", "string"],
         ValueKind::Duration if matches!(format, Some("date-time" | "size")) => return None,
         ValueKind::Timestamp if matches!(format, Some("duration-text" | "size")) => return None,
-        ValueKind::Duration | ValueKind::Timestamp => &["string"],
+        ValueKind::String | ValueKind::Duration | ValueKind::Timestamp => &["string"],
         ValueKind::List => &["array"],
         ValueKind::Object => &["object"],
         ValueKind::Any => &["string", "integer", "number", "boolean", "array", "object"],
