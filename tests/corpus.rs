@@ -4,6 +4,8 @@
 //! the schema says of it, and the codes of its problems. `UPDATE_CORPUS=1` rewrites that file:
 //! read the difference before you keep it.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking, its helpers too")]
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

@@ -60,6 +60,8 @@ pub struct Expanded {
     at: usize,
     /// Whether it stands in its file's `finally`.
     in_finally: bool,
+    /// Of a `plan.run`: the file that it calls.
+    pub calls: Option<Arc<PlanFile>>,
 }
 
 impl Expanded {
@@ -248,14 +250,13 @@ impl<'a> Expander<'a> {
 
     /// Adds a step; a `plan.run` is opened first.
     fn add(&mut self, mut step: PlannedStep, file: &Arc<PlanFile>, at: usize, in_finally: bool, call: &Call) {
-        if step.info.name == "plan.run" {
-            self.open_call(&mut step, file, at, in_finally, call);
-        }
+        let is_call = step.info.name == "plan.run";
+        let calls = if is_call { self.open_call(&mut step, file, at, in_finally, call) } else { None };
         self.needs += step.needs.len();
         let place = if step.finally { &self.finally } else { &self.steps };
         if place.len() >= MAX_STEPS || self.needs > MAX_NEEDS {
             self.full = true;
-            let expanded = Expanded { step, file: Arc::clone(file), at, in_finally };
+            let expanded = Expanded { step, file: Arc::clone(file), at, in_finally, calls };
             let (message, help) = if self.needs > MAX_NEEDS {
                 (
                     format!("the plan has more than {MAX_NEEDS} dependencies between steps"),
@@ -269,7 +270,7 @@ impl<'a> Expander<'a> {
             return;
         }
         let finally = step.finally;
-        let expanded = Expanded { step, file: Arc::clone(file), at, in_finally };
+        let expanded = Expanded { step, file: Arc::clone(file), at, in_finally, calls };
         if finally { self.finally.push(expanded) } else { self.steps.push(expanded) }
     }
 }

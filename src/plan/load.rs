@@ -252,8 +252,8 @@ fn finish(
     let mut used = Targets::new(&environment);
     let effects = check::steps(&all, &mut used, &mut problems);
     check::outputs(&file, &scope, &all, &mut problems);
-    for expanded in steps.iter().filter(|expanded| expanded.step.called.is_some()) {
-        if let (Some(scope), Some(called)) = (&expanded.step.called, called_by(expanded, &steps, &called)) {
+    for expanded in &steps {
+        if let (Some(scope), Some(called)) = (&expanded.step.called, &expanded.calls) {
             check::outputs(called, scope, &all, &mut problems);
         }
     }
@@ -317,12 +317,6 @@ fn default_targets(file: &PlanFile, environment: &mut Environment) {
             environment.targets.insert(name.clone(), target);
         }
     }
-}
-
-/// The file that a `plan.run` opened: that of the steps below its id.
-fn called_by<'f>(caller: &Expanded, _steps: &[Expanded], called: &'f [Arc<PlanFile>]) -> Option<&'f PlanFile> {
-    let name = caller.step.called.as_ref()?.values.pointer("/plan/name")?.as_str()?;
-    called.iter().find(|file| file.document.plan == name).map(Arc::as_ref)
 }
 
 fn assemble(

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
+use super::scope::add_secret;
 use super::shape::{Hole, Holes};
 use super::{Known, Scope};
 use crate::ids::StepId;
@@ -155,8 +156,8 @@ impl Viewer<'_> {
         }
         match seen.value(&late.template) {
             Ok(value) => {
-                if let (Some(redactor), Some(text)) = (&late.redactor, value.as_str()) {
-                    redactor.add(text);
+                if let Some(redactor) = &late.redactor {
+                    add_secret(&value, redactor);
                 }
                 Look::Known(value)
             }

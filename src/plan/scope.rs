@@ -14,6 +14,7 @@ use super::problem::{clip, suggest};
 use super::render::Viewer;
 use super::{Known, Late, Readable, Scope};
 use crate::environment::Environment;
+use crate::secret::Redactor;
 use crate::step::ValueKind;
 use crate::template::Templated;
 
@@ -180,7 +181,7 @@ fn one_input(
     match value {
         Some(value) => {
             if scope.secrets.contains(&path) {
-                add_secret(&value, environment);
+                add_secret(&value, &environment.redactor);
             }
             scope.values["inputs"][name] = value;
         }
@@ -189,12 +190,12 @@ fn one_input(
 }
 
 /// Registers every text of a secret value.
-pub fn add_secret(value: &Value, environment: &Environment) {
+pub fn add_secret(value: &Value, redactor: &Redactor) {
     match value {
-        Value::String(text) => environment.redactor.add(text),
-        Value::Array(items) => items.iter().for_each(|item| add_secret(item, environment)),
-        Value::Object(map) => map.values().for_each(|item| add_secret(item, environment)),
-        Value::Number(number) => environment.redactor.add(&number.to_string()),
+        Value::String(text) => redactor.add(text),
+        Value::Array(items) => items.iter().for_each(|item| add_secret(item, redactor)),
+        Value::Object(map) => map.values().for_each(|item| add_secret(item, redactor)),
+        Value::Number(number) => redactor.add(&number.to_string()),
         Value::Null | Value::Bool(_) => {}
     }
 }

@@ -108,7 +108,7 @@ impl Expander<'_> {
         at: usize,
         in_finally: bool,
         call: &Call,
-    ) {
+    ) -> Option<Arc<PlanFile>> {
         let document = if in_finally { &file.finally[at] } else { &file.steps[at] };
         let mut found = Collector { source: &file.source, problems: &mut self.problems };
         for (key, help) in NOT_HERE {
@@ -127,8 +127,8 @@ impl Expander<'_> {
                 );
             }
         }
-        let Some(path) = self.called_path(document, file, call) else { return };
-        let Some(called) = self.called_file(document, file, call) else { return };
+        let path = self.called_path(document, file, call)?;
+        let called = self.called_file(document, file, call)?;
         let given = self.given(step, document, file, &called);
         let mut stack = call.stack.clone();
         stack.push(path.clone());
@@ -150,6 +150,7 @@ impl Expander<'_> {
         // The outputs were parsed on their own before.
         step.params = Templated::parse(params).unwrap_or_default();
         step.called = Some(settled.scope);
+        Some(called)
     }
 
     /// What the call gives to the called plan's inputs.
