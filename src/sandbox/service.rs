@@ -201,6 +201,7 @@ impl Throwaway {
                             self.is_free(*listen).await?;
                         }
                         let folder = sandbox.folder();
+                        self.remember_container(folder, name)?;
                         container::start(docker, &container::Wanted { name, args, env, folder }).await?;
                         let runs = async || matches!(container::runs(docker, name).await, Ok(Some(true)));
                         if !comes_up(*listen, runs).await {
@@ -242,8 +243,11 @@ impl Throwaway {
             Kind::Cluster(_) => sandbox.cluster(&self.target).down().await,
             Kind::Auth { settings, .. } if settings.container.is_some() => {
                 match Self::container(sandbox, settings)? {
-                    Some((docker, name)) => container::remove(docker, name, sandbox.folder()).await,
-                    None => Ok(()),
+                    // Without that file there was never one: an engine that is away isn't missed.
+                    Some((docker, name)) if self.container_file(sandbox.folder()).exists() => {
+                        container::remove(docker, name, sandbox.folder()).await
+                    }
+                    _ => Ok(()),
                 }
             }
             Kind::Sink(_) | Kind::Auth { .. } => {
@@ -279,6 +283,16 @@ impl Throwaway {
                 .help(format!("end it, or give target `{}` another port", self.target)));
         }
         Ok(())
+    }
+
+    fn container_file(&self, folder: &Path) -> PathBuf {
+        folder.join(format!("{}.container", self.target))
+    }
+
+    /// Before there is one: `down` must know of it even if the next moment is the last.
+    fn remember_container(&self, folder: &Path, name: &str) -> Result<(), Failure> {
+        let file = self.container_file(folder);
+        fs::write(&file, name).map_err(|error| Failure::permanent(format!("write {}: {error}", file.display())))
     }
 
     fn container<'a>(
