@@ -139,7 +139,7 @@ impl Templated {
     /// # Errors
     /// The first template that fails: a missing name, a helper's refusal.
     pub fn render(&self, context: &Value) -> Result<Value, TemplateError> {
-        self.render_or(context, |error| Err(error))
+        self.render_or(context, Err)
     }
 
     /// The same, but what fails is handed to `instead`, whose value then stands there.

@@ -323,7 +323,10 @@ fn conflict(order: &Order<'_>, first: Touch<'_>, second: Touch<'_>) -> Option<Ha
 mod tests {
     use super::*;
 
-    struct Plan(Vec<(StepId, Vec<Effect>, Vec<usize>, bool, Option<&'static str>)>);
+    /// Id, effects, needs, finally, when.
+    type Row = (StepId, Vec<Effect>, Vec<usize>, bool, Option<&'static str>);
+
+    struct Plan(Vec<Row>);
 
     impl Plan {
         fn step(mut self, id: &str, needs: &[usize], effects: &[Effect]) -> Self {

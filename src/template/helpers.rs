@@ -1,8 +1,8 @@
 //! What a template can call: handlebars' own helpers, and the few that plans need.
 
 use handlebars::{
-    Context, Handlebars, Helper, HelperDef, HelperResult, JsonValue, Output, RenderContext, RenderError,
-    RenderErrorReason, ScopedJson, handlebars_helper,
+    Context, Handlebars, Helper, HelperDef, HelperResult, JsonValue, Output, PathAndJson, RenderContext,
+    RenderError, RenderErrorReason, ScopedJson, handlebars_helper,
 };
 use serde_json::Value;
 
@@ -71,7 +71,7 @@ impl HelperDef for Function {
         if let Some(missing) = helper.params().iter().find(|param| param.is_value_missing()) {
             return Err(RenderErrorReason::MissingVariable(missing.relative_path().cloned()).into());
         }
-        let arguments: Vec<&Value> = helper.params().iter().map(|param| param.value()).collect();
+        let arguments: Vec<&Value> = helper.params().iter().map(PathAndJson::value).collect();
         (self.0)(&arguments)
             .map(ScopedJson::Derived)
             .map_err(|message| RenderErrorReason::Other(format!("`{}`: {message}", helper.name())).into())
@@ -92,9 +92,9 @@ impl HelperDef for Default {
         let given = helper
             .param(0)
             .filter(|param| !param.is_value_missing())
-            .map(|param| param.value())
+            .map(PathAndJson::value)
             .filter(|value| !value.is_null() && value.as_str() != Some(""));
-        match given.or_else(|| helper.param(1).map(|param| param.value())) {
+        match given.or_else(|| helper.param(1).map(PathAndJson::value)) {
             Some(value) => Ok(ScopedJson::Derived(value.clone())),
             None => Err(RenderErrorReason::ParamNotFoundForIndex("default", 1).into()),
         }

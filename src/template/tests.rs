@@ -31,7 +31,7 @@ fn a_whole_expression_keeps_its_type() {
 fn helpers() {
     let cases = [
         (r#"{{ default inputs.none "x" }}"#, json!("x")),
-        (r#"{{ default inputs.absent 5 }}"#, json!(5)),
+        ("{{ default inputs.absent 5 }}", json!(5)),
         (r#"{{ date steps.find-backup.taken_at "%Y%m%dT%H%M%SZ" }}"#, json!("20240201T100000Z")),
         (r#"{{ lower "ABC" }}-{{ replace "a.b" "." "_" }}"#, json!("abc-a_b")),
         (r#"{{ join inputs.list ", " }}"#, json!("a, b")),
