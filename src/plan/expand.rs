@@ -385,10 +385,13 @@ fn list_of(
 /// What of a step's surroundings defines it, secrets left out.
 fn definition(step: &PlannedStep) -> String {
     let mut reads: BTreeMap<String, Value> = BTreeMap::new();
-    let conditions = step.when.iter().flat_map(|guard| guard.condition.references());
-    for reference in step.params.references().iter().chain(conditions) {
+    let own = step.params.references().iter().map(|reference| (reference, &step.scope));
+    let conditions = step
+        .when
+        .iter()
+        .flat_map(|guard| guard.condition.references().iter().map(move |reference| (reference, &guard.scope)));
+    for (reference, scope) in own.chain(conditions) {
         let path = reference.path.iter().take(2).cloned().collect::<Vec<_>>();
-        let scope = &step.scope;
         if !["inputs", "vars"].contains(&path[0].as_str()) || scope.is_secret(&path) {
             continue;
         }
@@ -397,7 +400,7 @@ fn definition(step: &PlannedStep) -> String {
             Some(late) => late.template.source().clone(),
             None => path.iter().fold(&scope.values, |value, segment| &value[segment.as_str()]).clone(),
         };
-        reads.insert(name, value);
+        reads.insert(format!("{}{name}", scope.prefix), value);
     }
     let whole = json!({
         "type": step.info.name,

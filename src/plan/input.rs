@@ -112,8 +112,9 @@ fn choice(name: &str, input: &InputDocument, value: &Value) -> Result<(), Wrong>
     let given = text(value);
     let help =
         nearest(&given, words.iter().map(String::as_str)).map(|nearest| format!("did you mean `{nearest}`?"));
-    let message =
-        format!("input `{name}` is one of {}, not `{}`", quoted(words.iter().map(String::as_str)), clip(&given));
+    let shown = if input.secret { "its value".to_owned() } else { format!("`{}`", clip(&given)) };
+    let message = format!("input `{name}` is one of {}, not {shown}", quoted(words.iter().map(String::as_str)));
+    let help = help.filter(|_| !input.secret);
     Err(Wrong { help, ..wrong("lifeboat::not_one_of", message) })
 }
 
@@ -134,7 +135,8 @@ fn bounds(name: &str, input: &InputDocument, value: &Value) -> Result<(), Wrong>
         };
         if !fits {
             let entries = if value.is_array() { " entries" } else { "" };
-            let message = format!("input `{name}` is {words} {}{entries}, not {}", text(bound), text(&measured));
+            let shown = if input.secret { "what it is given".to_owned() } else { text(&measured) };
+            let message = format!("input `{name}` is {words} {}{entries}, not {shown}", text(bound));
             return Err(wrong("lifeboat::out_of_range", message));
         }
     }

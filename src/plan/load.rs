@@ -266,6 +266,10 @@ fn finish(
     if let (Some(graph), false) = (&graph, broken) {
         hazards::find(&steps, effects, graph, &environment, &mut problems);
     }
+    for problem in &mut problems {
+        // A value that doesn't fit is repeated in the message; a secret one must not be.
+        problem.message = environment.redactor.redact(&problem.message).into_owned();
+    }
     if problems.iter().any(Problem::is_error) {
         return told(None, problems);
     }

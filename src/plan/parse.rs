@@ -183,6 +183,17 @@ pub fn plan(source: Source, problems: &mut Vec<Problem>) -> Option<PlanFile> {
     let steps = steps("steps", &document.steps, &mut found, &mut broken);
     let finally = self::steps("finally", &document.finally, &mut found, &mut broken);
     duplicate_ids(&document, &mut found);
+    for (name, target) in &document.targets {
+        // Settings come from outside in environments only.
+        if target.to_string().contains("{{") {
+            found.value(
+                &format!("/targets/{}", escape(name)),
+                "lifeboat::template",
+                format!("a template can't stand in a plan's target `{name}`"),
+                "say the kind here, and give its settings in the environment".to_owned(),
+            );
+        }
+    }
     let vars = found.templated("/vars", Value::Object(document.vars.clone())).unwrap_or_default();
     let outputs = found.templated("/outputs", Value::Object(document.outputs.clone())).unwrap_or_default();
     Some(PlanFile { source, document, steps, finally, vars, outputs, broken, broken_inputs })
