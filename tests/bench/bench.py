@@ -9,6 +9,8 @@ import argparse
 import os
 import platform
 import shutil
+import signal
+import sys
 
 import graphs
 import restore
@@ -27,6 +29,8 @@ def main():
     parser.add_argument("--others", action="store_true", help="measure only the other tools")
     options = parser.parse_args()
     wanted = options.only.split(",")
+    for ended in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ended, lambda *_: sys.exit("bench: ended"))  # the server is stopped on the way out
 
     lifeboat = None if options.others else os.path.abspath(options.binary)
     folder = os.path.join(ROOT, "target", "bench")
