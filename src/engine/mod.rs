@@ -6,8 +6,8 @@
 //!                 └──── state ◀────────┘  └── worker (one step's attempts)
 //! ```
 //!
-//! [`run`] and [`resume`] end in the same function, [`drive`](dispatcher::drive): a run begins with an
-//! empty state, a resume with a folded one. [`preview`] is the dry-run, and each run's
+//! [`run`] and [`resume()`] end in the same function, [`drive`](dispatcher::drive): a run begins with an
+//! empty state, a resume with a folded one. [`preview()`] is the dry-run, and each run's
 //! preflight. Knows nothing of reports or the command line: they give [`Sink`]s, an
 //! [`Asker`] and the copies to keep, and read the outcome.
 

@@ -1,7 +1,7 @@
 //! What a step type is: parameters, static check, effects, preview, run, after-kill.
 //!
 //! One file below this folder holds one type whole. A new type is one new file, one
-//! line in [`step_types!`] below, and its test: schema, reference, completion,
+//! line in `step_types!` below, and its test: schema, reference, completion,
 //! dry-run and docs follow from it. Knows nothing of plans, the engine or reports.
 
 use std::fmt;

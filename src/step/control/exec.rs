@@ -1,7 +1,7 @@
 //! `exec`: runs a command on this host.
 //!
 //! Without a shell unless one is asked for. The child sees the variables listed in
-//! [`INHERITED`], those that the step declares, and `LIFEBOAT_RUN`, `LIFEBOAT_STEP` and
+//! `INHERITED`, those that the step declares, and `LIFEBOAT_RUN`, `LIFEBOAT_STEP` and
 //! `LIFEBOAT_ATTEMPT`, by which a command can know a repetition and resume can find it.
 
 mod params;
