@@ -2,10 +2,12 @@
 //!
 //! Knows nothing of plans: a template says which paths it reads, and renders on a JSON
 //! object. It never reads a file or the process's environment by itself.
-//! `inspect` finds what a template reads; `helpers` is what it can call.
+//! `inspect` finds what a template reads; `helpers` is what it can call; `limits` bounds what
+//! it may cost.
 
 mod helpers;
 mod inspect;
+mod limits;
 
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -15,6 +17,7 @@ use serde_json::{Map, Value};
 
 pub use helpers::NAMES as HELPERS;
 use inspect::Inspected;
+use limits::Allowance;
 
 /// A JSON value whose strings may hold templates, parsed.
 #[derive(Clone, Debug, Default)]
@@ -156,12 +159,14 @@ impl Templated {
             return Ok(rendered);
         }
         let context = Context::from(context.clone());
+        let mut allowance = Allowance::default();
         for parsed in &self.parsed {
-            let result = parsed.template.renders(&REGISTRY, &context, &mut RenderContext::new(None));
+            let mut out = allowance.text();
+            let result = parsed.template.render(&REGISTRY, &context, &mut RenderContext::new(None), &mut out);
             let value = match result {
                 // A whole expression was parsed as a call of `__value`, which prints JSON.
-                Ok(text) if parsed.whole => serde_json::from_str(&text).unwrap_or(Value::String(text)),
-                Ok(text) => Value::String(text),
+                Ok(()) if parsed.whole => serde_json::from_str(&out.text).unwrap_or(Value::String(out.text)),
+                Ok(()) => Value::String(out.text),
                 Err(error) => instead(self.failed(parsed, &error))?,
             };
             if let Some(place) = rendered.pointer_mut(&parsed.pointer) {
@@ -283,6 +288,7 @@ fn below(pointer: &mut String, segment: &str, visit: impl FnOnce(&mut String)) {
 /// `__value`, so that handlebars evaluates it and its type survives.
 fn parse_text(text: &str) -> Result<(Template, Inspected, bool), TemplateError> {
     let fail = |at: Range<usize>, message: String| TemplateError { pointer: String::new(), at, message };
+    limits::check(text).map_err(|(message, start)| fail(start..text.len().min(start + 2), message))?;
     let template = Template::compile(text).map_err(|error| {
         let at = error.pos().map_or(0..text.len(), |(line, column)| {
             let start = inspect::offset(text, line, column);
@@ -328,6 +334,7 @@ fn explain(reason: &RenderErrorReason) -> String {
         RenderErrorReason::ParamTypeMismatchForName(helper, name, kind) => {
             format!("`{helper}`: its argument `{name}` must be of type {kind}")
         }
+        RenderErrorReason::IOError(error) => error.to_string(),
         other => other.to_string(),
     }
 }

@@ -6,6 +6,8 @@ use handlebars::{
 };
 use serde_json::Value;
 
+use super::limits;
+
 /// Every helper, for suggestions and docs. `file` works in environment files only.
 pub const NAMES: [&str; 25] = [
     "and",
@@ -38,14 +40,11 @@ pub const NAMES: [&str; 25] = [
 /// Adds ours to handlebars' own, and takes away what prints by itself.
 pub(super) fn register(registry: &mut Handlebars<'static>) {
     handlebars_helper!(lower: |text: str| text.to_lowercase());
-    handlebars_helper!(replace: |text: str, from: str, to: str| text.replace(from, to));
     handlebars_helper!(json: |value: Json| value.to_string());
-    handlebars_helper!(join: |list: array, separator: str|
-        list.iter().map(text_of).collect::<Vec<_>>().join(separator));
     registry.register_helper("lower", Box::new(lower));
-    registry.register_helper("replace", Box::new(replace));
+    registry.register_helper("replace", Box::new(Function(replace)));
     registry.register_helper("json", Box::new(json));
-    registry.register_helper("join", Box::new(join));
+    registry.register_helper("join", Box::new(Function(join)));
     registry.register_helper("now", Box::new(Function(|_| Ok(jiff::Timestamp::now().to_string().into()))));
     registry.register_helper("date", Box::new(Function(date)));
     registry.register_helper("sql_literal", Box::new(Function(sql_literal)));
@@ -144,6 +143,25 @@ impl HelperDef for Whole {
 
 fn text_of(value: &JsonValue) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// `replace TEXT FROM TO`: each FROM in the text as TO.
+fn replace(arguments: &[&Value]) -> Result<Value, String> {
+    let [Value::String(text), Value::String(from), Value::String(to)] = arguments else {
+        return Err("takes three texts: in what, what, by what".to_owned());
+    };
+    let grown = text.matches(from.as_str()).count().checked_mul(to.len());
+    limits::check_length(grown.and_then(|grown| grown.checked_add(text.len())))?;
+    Ok(text.replace(from.as_str(), to).into())
+}
+
+/// `join LIST SEPARATOR`: the list's entries as one text.
+fn join(arguments: &[&Value]) -> Result<Value, String> {
+    let [Value::Array(list), Value::String(separator)] = arguments else {
+        return Err("takes a list and a separator".to_owned());
+    };
+    limits::check_length(list.len().checked_mul(separator.len()))?;
+    Ok(list.iter().map(text_of).collect::<Vec<_>>().join(separator).into())
 }
 
 /// `date INSTANT FORMAT`: strftime in UTC, as `date run.started_at "%Y%m%dT%H%M%SZ"`.

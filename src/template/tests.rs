@@ -112,3 +112,19 @@ proptest! {
         let _ = Condition::parse(&text);
     }
 }
+
+#[test]
+fn what_grows_without_end_is_refused() {
+    let big = json!({ "vars": { "big": "x".repeat(3 << 20), "list": vec!["x"; 3 << 10] } });
+    for text in [
+        "{{ vars.big }}{{ vars.big }}",
+        "{{ replace vars.big \"x\" \"yyyy\" }}",
+        "{{ replace vars.big \"x\" vars.big }}",
+        "{{ len (join vars.list vars.big) }}",
+    ] {
+        let error = Templated::parse(json!(text)).unwrap().render(&big).unwrap_err();
+        assert!(error.message.ends_with("it renders to more than 4 MiB"), "{text}: {}", error.message);
+    }
+    let many = Templated::parse(json!({ "a": "{{ vars.big }}", "b": "{{ vars.big }}" })).unwrap();
+    assert!(many.render(&big).is_err());
+}
