@@ -24,6 +24,9 @@ use crate::template::{Condition, Reference, Templated};
 
 pub use super::names::has_unknown_name;
 
+/// With more problems than this the rest of a plan is not looked at.
+const ENOUGH: usize = 1000;
+
 /// The steps with their order, to check references against.
 pub struct Steps<'a> {
     /// The steps.
@@ -57,6 +60,11 @@ pub fn steps(
     let mut effects = Vec::with_capacity(steps.all.len());
     for (at, expanded) in steps.all.iter().enumerate() {
         let before = problems.len();
+        // Nobody reads further, and looking for what each name was meant to be takes its time.
+        if before > ENOUGH {
+            effects.push(None);
+            continue;
+        }
         let document = expanded.document();
         let found = step(at, expanded, document, steps, targets, problems);
         effects.push(found);

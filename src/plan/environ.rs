@@ -97,7 +97,7 @@ pub fn read(
     };
     unreachable_targets(&document, &mut found);
     let names = taken.names();
-    let digest = digest(json!([source.file.inner().as_ref(), names]).to_string().as_bytes());
+    let digest = digest(json!([source.file.inner(), names]).to_string().as_bytes());
     let environment = Environment {
         name: Some(document.environment),
         file: Some(path.to_owned()),

@@ -6,10 +6,69 @@
 use std::fmt;
 use std::sync::Arc;
 
-use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode};
+use miette::{Diagnostic, LabeledSpan, MietteError, MietteSpanContents, SourceCode, SourceSpan, SpanContents};
 
 /// A file's name and text, as problems show it.
-pub type File = Arc<NamedSource<Arc<str>>>;
+pub type File = Arc<Text>;
+
+/// A named text that shows places in it, long lines cut.
+#[derive(Debug)]
+pub struct Text {
+    name: String,
+    text: Arc<str>,
+}
+
+impl Text {
+    /// A file's text.
+    pub fn new(name: impl Into<String>, text: impl Into<Arc<str>>) -> Self {
+        Self { name: name.into(), text: text.into() }
+    }
+
+    /// The file's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The whole text.
+    pub fn inner(&self) -> &str {
+        &self.text
+    }
+}
+
+impl SourceCode for Text {
+    fn read_span<'a>(
+        &'a self,
+        span: &SourceSpan,
+        before: usize,
+        after: usize,
+    ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
+        /// Bytes shown on each side of a place.
+        const AROUND: usize = 400;
+        let whole = self.text.read_span(span, before, after)?;
+        // One line may be a whole plan: JSON is YAML. What is far from the place is left out.
+        let (start, end) = (whole.span().offset(), whole.span().offset() + whole.span().len());
+        let line = self.text[..span.offset()].rfind(['\n', '\r']).map_or(0, |at| at + 1);
+        let from = if span.offset() - line.max(start) > AROUND || line.saturating_sub(start) > AROUND * 2 {
+            self.text.floor_char_boundary(line.max(span.offset().saturating_sub(AROUND)))
+        } else {
+            start
+        };
+        let place = span.offset() + span.len();
+        let to =
+            if end - place.min(end) > AROUND * 2 { self.text.floor_char_boundary(place + AROUND) } else { end };
+        let cut = from.max(start)..to.min(end).max(from);
+        let skipped = self.text[start..cut.start].matches('\n').count();
+        let column = if cut.start == start { whole.column() } else { self.text[line..cut.start].chars().count() };
+        Ok(Box::new(MietteSpanContents::new_named(
+            self.name.clone(),
+            &self.text.as_bytes()[cut.clone()],
+            (cut.start, cut.len()).into(),
+            whole.line() + skipped,
+            column,
+            whole.line_count(),
+        )))
+    }
+}
 
 /// A range of bytes in a file's text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -181,9 +240,9 @@ impl Diagnostic for Problem {
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
-        self.file.as_ref()?;
-        Some(Box::new(self.labels.iter().enumerate().map(|(index, (span, label))| {
-            let range = span.start..span.end.max(span.start);
+        let file = self.file.as_ref()?;
+        Some(Box::new(self.labels.iter().enumerate().map(move |(index, (span, label))| {
+            let range = span.start..span.end.clamp(span.start, file.inner().floor_char_boundary(span.start + 300));
             if index == 0 {
                 LabeledSpan::new_primary_with_span(label.clone(), range)
             } else {
@@ -210,10 +269,13 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         return None;
     }
     let lower = name.to_lowercase().replace('_', "-");
+    let bound = |other: &str| (name.len().max(other.len()) / 3).clamp(1, 4);
     known
         .into_iter()
+        // A name that is much longer or shorter needn't be compared to be told far.
+        .filter(|other| name.len().abs_diff(other.len()) <= 2 * bound(other))
         .map(|other| (strsim::damerau_levenshtein(&lower, &other.to_lowercase().replace('_', "-")), other))
-        .filter(|(distance, other)| *distance <= (name.len().max(other.len()) / 3).clamp(1, 4))
+        .filter(|(distance, other)| *distance <= bound(other))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, other)| other)
 }
@@ -246,8 +308,27 @@ mod tests {
     }
 
     #[test]
+    fn a_long_line_is_cut_around_the_place() {
+        let text = format!(
+            "a: {}\nb: {}x{}\nc: {}\n",
+            "1".repeat(9000),
+            "ü".repeat(9000),
+            "3".repeat(9000),
+            "4".repeat(9000)
+        );
+        let at = text.find('x').unwrap();
+        let shown = Text::new("x.yaml", text.as_str());
+        let contents = shown.read_span(&(at, 1).into(), 1, 1).unwrap();
+        let cut = std::str::from_utf8(contents.data()).unwrap();
+        assert!(cut.contains("üxüü".trim_end_matches('ü')) && cut.len() < 1000, "{cut}");
+        assert_eq!((contents.line(), contents.span().offset() + cut.find('x').unwrap()), (1, at));
+        let short = Text::new("x.yaml", "a: 1\nb: 2\nc: 3\n");
+        assert_eq!(short.read_span(&(5, 1).into(), 1, 1).unwrap().data(), b"a: 1\nb: 2\nc: 3\n");
+    }
+
+    #[test]
     fn positions_count_lines_and_characters() {
-        let file: File = Arc::new(NamedSource::new("x.yaml", Arc::from("a: 1\nü: b\n")));
+        let file: File = Arc::new(Text::new("x.yaml", "a: 1\nü: b\n"));
         let place = Place { file, span: Span { start: 9, end: 10 } };
         assert_eq!(Problem::at(&place, "lifeboat::x", "x").position(), Some((2, 4)));
     }

@@ -9,14 +9,13 @@ pub mod tree;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use miette::NamedSource;
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, StrInput, Tag};
 use serde_json::Value;
 
 use offsets::Offsets;
 pub use tree::{Content, Entry, Map, Node, escape, segments};
 
-use super::problem::{File, Place, Problem, Span, clip};
+use super::problem::{File, Place, Problem, Span, Text, clip};
 use super::scalar;
 
 /// A larger file is refused.
@@ -64,7 +63,7 @@ pub fn read(name: &str, bytes: &[u8]) -> (Option<Source>, Vec<Problem>) {
         Ok(text) => text,
         Err(error) => return (None, vec![not_utf8(name, bytes, error.valid_up_to())]),
     };
-    let file: File = Arc::new(NamedSource::new(name, Arc::from(text)));
+    let file: File = Arc::new(Text::new(name, text));
     let mut builder = Builder::new(text, Arc::clone(&file));
     match builder.document() {
         Ok(root) => (root.map(|root| Source { file, root }), builder.problems),

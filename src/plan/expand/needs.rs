@@ -78,7 +78,10 @@ impl Names<'_> {
             ),
             (false, _) => (
                 format!("there is no step `{}`", clip(name)),
-                suggest(name, self.list().iter().map(|step| step.id.as_str())),
+                // One in a plan that is all wrong needs no suggestion, and comparing takes its time.
+                (found.problems.len() < 1000)
+                    .then(|| suggest(name, self.list().iter().map(|step| step.id.as_str())))
+                    .flatten(),
             ),
         };
         found.value(&pointer, "lifeboat::unknown_need", message, help);
