@@ -64,14 +64,15 @@ pub fn check(name: &str, input: &InputDocument, value: &Value) -> Result<(), Wro
     let not = |what: &str| wrong("lifeboat::wrong_type", format!("input `{name}` is {what}; {} is not", shown()));
     match input.kind {
         InputType::String if !value.is_string() => {
-            return Err(Wrong {
-                help: Some(format!("put it in quotes: \"{}\"", clip(&text(value)))),
-                ..not("a text")
-            });
+            let quoted = if input.secret { "…".to_owned() } else { clip(&text(value)) };
+            return Err(Wrong { help: Some(format!("put it in quotes: \"{quoted}\"")), ..not("a text") });
         }
         InputType::Integer if !(value.is_i64() || value.is_u64()) => return Err(not("a whole number")),
         InputType::Number if !value.is_number() => return Err(not("a number")),
-        InputType::Boolean if !value.is_boolean() => return Err(not("`true` or `false`")),
+        InputType::Boolean if !value.is_boolean() => {
+            let meant = value.as_str().filter(|_| !input.secret).and_then(truth).map(|meant| format!("write `{meant}`"));
+            return Err(Wrong { help: meant, ..not("`true` or `false`") });
+        }
         InputType::List if !value.is_array() => return Err(not("a list")),
         InputType::Duration if value.as_str().is_none_or(|text| text.parse::<Duration>().is_err()) => {
             return Err(Wrong {
@@ -143,33 +144,71 @@ fn bounds(name: &str, input: &InputDocument, value: &Value) -> Result<(), Wrong>
     Ok(())
 }
 
-/// Whether the bounds themselves are of the input's type.
-///
-/// # Errors
-/// The key that isn't.
-pub fn check_declaration(name: &str, input: &InputDocument) -> Result<(), (String, Wrong)> {
-    for (key, bound) in [("min", &input.min), ("max", &input.max)] {
-        let Some(bound) = bound else { continue };
-        let (fits, what) = match input.kind {
-            InputType::Duration => {
-                (bound.as_str().is_some_and(|text| text.parse::<Duration>().is_ok()), "a duration")
-            }
-            InputType::Timestamp => {
-                (bound.as_str().is_some_and(|text| text.parse::<Timestamp>().is_ok()), "a timestamp")
-            }
-            InputType::Integer | InputType::Number | InputType::List => (bound.is_number(), "a number"),
-            InputType::String | InputType::Boolean => {
-                let message = format!("input `{name}` is a text or truth value and has no `{key}`");
-                let help = Some("use `pattern` or `choices`".to_owned());
-                return Err((key.to_owned(), Wrong { help, ..wrong("lifeboat::wrong_type", message) }));
-            }
-        };
-        if !fits {
-            let message = format!("`{key}` of input `{name}` is {what}, not `{}`", clip(&text(bound)));
-            return Err((key.to_owned(), wrong("lifeboat::wrong_type", message)));
+/// Whether what an input declares makes sense: its bounds, pattern and choices, by its type.
+/// Gives each key that doesn't, as a pointer below the input.
+pub fn check_declaration(name: &str, input: &InputDocument) -> Vec<(String, Wrong)> {
+    let mut found = Vec::new();
+    let bounds = [("min", &input.min), ("max", &input.max)];
+    for (key, bound) in bounds.iter().filter_map(|(key, bound)| Some((*key, bound.as_ref()?))) {
+        found.extend(bound_of(name, input, key, bound).map(|wrong| (key.to_owned(), wrong)));
+    }
+    if let (Some(min), Some(max)) = (&input.min, &input.max)
+        && found.is_empty()
+        && !input.reaches_min(max)
+    {
+        let message = format!("`max` of input `{name}` is less than its `min`, {}: nothing fits", text(min));
+        found.push(("max".to_owned(), wrong("lifeboat::out_of_range", message)));
+    }
+    if input.pattern.is_some() && !matches!(input.kind, InputType::String | InputType::List) {
+        let message = format!("input `{name}` is no text and has no `pattern`");
+        let help = Some("use `choices`, or `min` and `max`".to_owned());
+        found.push(("pattern".to_owned(), Wrong { help, ..wrong("lifeboat::wrong_type", message) }));
+    }
+    // The choices of a list are those of its entries, which can be anything.
+    let choices = input.choices.iter().flatten().enumerate().filter(|_| input.kind != InputType::List);
+    for (index, choice) in choices {
+        if let Err(wrong) = check(name, input, choice) {
+            let message = format!("nobody can choose this: {}", wrong.message);
+            found.push((format!("choices/{index}"), Wrong { message, ..wrong }));
         }
     }
-    Ok(())
+    found
+}
+
+impl InputDocument {
+    /// Whether a bound is not below `min`.
+    fn reaches_min(&self, bound: &Value) -> bool {
+        // The bounds of a list count its entries: they compare as numbers do.
+        let kind = if self.kind == InputType::List { InputType::Number } else { self.kind };
+        bounds("", &Self { kind, max: None, ..self.clone() }, bound).is_ok()
+    }
+}
+
+/// Whether a bound is of the input's type.
+fn bound_of(name: &str, input: &InputDocument, key: &str, bound: &Value) -> Option<Wrong> {
+    let (fits, what) = match input.kind {
+        InputType::Duration => (bound.as_str().is_some_and(|text| text.parse::<Duration>().is_ok()), "a duration"),
+        InputType::Timestamp => {
+            (bound.as_str().is_some_and(|text| text.parse::<Timestamp>().is_ok()), "a timestamp")
+        }
+        InputType::Integer | InputType::Number | InputType::List => (bound.is_number(), "a number"),
+        InputType::String | InputType::Boolean => {
+            let message = format!("input `{name}` is a text or truth value and has no `{key}`");
+            let help = Some("use `pattern` or `choices`".to_owned());
+            return Some(Wrong { help, ..wrong("lifeboat::wrong_type", message) });
+        }
+    };
+    let message = || format!("`{key}` of input `{name}` is {what}, not `{}`", clip(&text(bound)));
+    (!fits).then(|| wrong("lifeboat::wrong_type", message()))
+}
+
+/// What a word means that is `true` or `false` in other YAML files.
+fn truth(word: &str) -> Option<bool> {
+    match word.to_ascii_lowercase().as_str() {
+        "yes" | "y" | "on" | "true" => Some(true),
+        "no" | "n" | "off" | "false" => Some(false),
+        _ => None,
+    }
 }
 
 fn text(value: &Value) -> String {
@@ -213,6 +252,26 @@ mod tests {
         assert_eq!(from_text("x", &choice, "restor").unwrap_err().help.as_deref(), Some("did you mean `restore`?"));
         let pattern = input(json!({ "pattern": "^[a-z]+$", "secret": true }));
         assert!(!from_text("x", &pattern, "Hunter2").unwrap_err().message.contains("Hunter2"));
-        assert!(check_declaration("x", &input(json!({ "min": 3 }))).is_err());
+        let secret = input(json!({ "choices": ["red"], "secret": true }));
+        let wrong = from_text("x", &secret, "Hunter2").unwrap_err();
+        assert!(!format!("{wrong:?}").contains("Hunter2"), "{wrong:?}");
+    }
+
+    #[test]
+    fn declarations_that_nothing_fits() {
+        let cases = [
+            (json!({ "min": 3 }), "min"),
+            (json!({ "type": "duration", "min": "2h", "max": "1h" }), "max"),
+            (json!({ "type": "list", "min": 3, "max": 2 }), "max"),
+            (json!({ "type": "boolean", "pattern": "x" }), "pattern"),
+            (json!({ "type": "integer", "choices": [1, "two"] }), "choices/1"),
+            (json!({ "pattern": "^a$", "choices": ["a", "b"] }), "choices/1"),
+        ];
+        for (declared, key) in cases {
+            let found = check_declaration("x", &input(declared.clone()));
+            assert_eq!(found.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>(), [key], "{declared}");
+        }
+        let good = input(json!({ "type": "list", "min": 1, "max": 2, "choices": ["a", 1], "pattern": "a|1" }));
+        assert_eq!(check_declaration("x", &good), []);
     }
 }
