@@ -126,7 +126,7 @@ impl Reader<'_> {
                     let before = if self.last.is_some() { "\n" } else { "" };
                     self.out.print(&format!("{before}{}\n", self.out.paint.strong(heading)))?;
                 }
-                self.out.print(text)?;
+                self.out.print_raw(text)?;
                 if text.ends_with('\n') { Ok(()) } else { self.out.print("\n") }
             }
             Format::Json => text.lines().try_for_each(|line| {

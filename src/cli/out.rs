@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use super::exit::Error;
-use crate::report::text::{Paint, wrap};
+use crate::report::text::{Paint, tame, wrap};
 
 /// What every command writes through.
 #[derive(Clone, Copy, Debug)]
@@ -59,12 +59,20 @@ impl Out {
         }
     }
 
-    /// A result, as it is.
+    /// A result, without what would act on the reader's terminal.
+    ///
+    /// # Errors
+    /// When standard output can't be written.
+    pub fn print(&self, text: &str) -> Result<(), Error> {
+        self.print_raw(&tame(text))
+    }
+
+    /// A result, as it is: what a step printed.
     ///
     /// # Errors
     /// When standard output can't be written.
     #[expect(clippy::unused_self, reason = "commands write through one thing, whatever it needs for that")]
-    pub fn print(&self, text: &str) -> Result<(), Error> {
+    pub fn print_raw(&self, text: &str) -> Result<(), Error> {
         let mut stdout = io::stdout().lock();
         stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| match error.kind() {
             io::ErrorKind::BrokenPipe => Error::BrokenPipe,
@@ -103,5 +111,5 @@ impl Out {
 
 /// Writes to standard error; nobody may be there to hear it, and that is no error.
 pub fn shout(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{}", text.trim_end());
+    let _ = writeln!(io::stderr().lock(), "{}", tame(text).trim_end());
 }

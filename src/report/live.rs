@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::bars::Bars;
 pub use super::bars::Screen;
 use super::lines::{Lines, progress};
-use super::text::{Paint, clock, span};
+use super::text::{Paint, clock, span, tame};
 use crate::record::event::{Event, Progress, Record};
 use crate::record::sink::{Forecast, Sink};
 use crate::record::state::RunState;
@@ -136,5 +136,5 @@ pub const fn ends(record: &Record) -> bool {
 }
 
 fn say(line: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", tame(line));
 }

@@ -2,6 +2,8 @@
 //!
 //! Colour only helps: every meaning it carries is also there as a symbol or a word.
 
+use std::borrow::Cow;
+
 use console::{Style, measure_text_width};
 use jiff::tz::TimeZone;
 
@@ -73,6 +75,47 @@ pub fn wrap(text: &str, width: usize, indent: usize) -> String {
         lines.extend(textwrap::wrap(line, textwrap::Options::new(room).break_words(false)));
     }
     lines.join(&format!("\n{margin}"))
+}
+
+/// A page whose text can't move the cursor, hide what stands beside it or turn it round:
+/// reviews show plans of people who may want just that. Colours stay; the rest is written out.
+pub fn tame(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(acts) {
+        return Cow::Borrowed(text);
+    }
+    let mut tamed = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(acts) {
+        tamed.push_str(&rest[..at]);
+        let colour = colour(&rest[at..]);
+        if rest[at..].starts_with("\r\n") {
+            rest = &rest[at + 1..];
+        } else if colour > 0 {
+            tamed.push_str(&rest[at..at + colour]);
+            rest = &rest[at + colour..];
+        } else if let Some(character) = rest[at..].chars().next() {
+            tamed.extend(character.escape_default());
+            rest = &rest[at + character.len_utf8()..];
+        }
+    }
+    tamed.push_str(rest);
+    Cow::Owned(tamed)
+}
+
+/// Whether a terminal would do something for this character instead of showing it.
+fn acts(character: char) -> bool {
+    let turns = matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    turns || character.is_control() && !matches!(character, '\n' | '\t')
+}
+
+/// The length of the colour sequence that the text begins with; hidden text is no colour.
+fn colour(text: &str) -> usize {
+    let Some(codes) = text.strip_prefix("\u{1b}[") else { return 0 };
+    let Some(length) = codes.find(|character: char| !character.is_ascii_digit() && character != ';') else {
+        return 0;
+    };
+    let shown = codes[..length].split(';').all(|code| code.trim_start_matches('0') != "8");
+    if codes[length..].starts_with('m') && shown { length + 3 } else { 0 }
 }
 
 /// Rows of aligned columns. The last column is wrapped to what the page leaves for it;
@@ -214,5 +257,20 @@ mod tests {
         table.row([paint.bad("✗"), "long".into(), "words that do not fit on one line of forty".into()]);
         let text = console::strip_ansi_codes(&table.render(paint)).into_owned();
         assert_eq!(text, "  ✓  a     short\n  ✗  long  words that do not fit on one\n           line of forty\n");
+    }
+
+    #[test]
+    fn a_page_keeps_its_colours_and_loses_what_acts_on_a_terminal() {
+        let cases = [
+            ("plain ü\n\ttext", "plain ü\n\ttext"),
+            ("two\r\nlines", "two\nlines"),
+            ("\u{1b}[1;31mred\u{1b}[0m", "\u{1b}[1;31mred\u{1b}[0m"),
+            ("\u{1b}[8mhidden", "\\u{1b}[8mhidden"),
+            ("up\u{1b}[1A\u{1b}[2K", "up\\u{1b}[1A\\u{1b}[2K"),
+            ("a\rb\u{202e}c\u{9b}1A\u{1b}", "a\\rb\\u{202e}c\\u{9b}1A\\u{1b}"),
+        ];
+        for (text, shown) in cases {
+            assert_eq!(tame(text), shown);
+        }
     }
 }
