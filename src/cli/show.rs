@@ -12,6 +12,7 @@ use crate::ids::StepId;
 use crate::plan::{Known, Plan, PlannedStep};
 use crate::report::text::{Paint, Table, plural, width, wrap};
 use crate::retry::RetryPolicy;
+use crate::secret::Redactor;
 use crate::step::effect::{Access, Effect};
 
 /// Tell a plan: the order, what waits for what, what each step does to what
@@ -69,6 +70,10 @@ fn facts(plan: &Plan, paint: Paint) -> String {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         table.row([paint.dim("input"), format!("{name} = {value}")]);
     }
+    for name in plan.scope.unknown.keys().filter_map(|path| path.strip_prefix("inputs.")) {
+        let secret = if plan.secret_inputs.iter().any(|secret| secret == name) { ", a secret" } else { "" };
+        table.row([paint.dim("input"), format!("{name}{secret}: has to be given with `-i`")]);
+    }
     for (name, target) in &plan.environment.targets {
         table.row([paint.dim("target"), format!("{name} ({})", target.kind())]);
     }
@@ -84,7 +89,7 @@ fn one(plan: &Plan, at: usize, step: &PlannedStep, (ids, kinds): (usize, usize),
     let mut table = Table::new(0);
     table.row([paint.dim(&format!("{:>3}", at + 1)), id, kind, paint.dim(&after(plan, at, step))]);
     let mut text = table.render(paint);
-    let title = step.title.as_ref().and_then(|title| step.text(title, &Known::default()).ok());
+    let title = title(plan, step);
     for line in title.iter().chain(&step.summary) {
         let _ = writeln!(text, "     {}", wrap(line, paint.width, 5));
     }
@@ -95,7 +100,7 @@ fn one(plan: &Plan, at: usize, step: &PlannedStep, (ids, kinds): (usize, usize),
             plan.environment.redactor.redact(effect.resource.as_str()).into_owned(),
         ]);
     }
-    for (name, value) in manners(step) {
+    for (name, value) in manners(step, &plan.environment.redactor) {
         table.row([paint.dim(name), value]);
     }
     text.push_str(&table.render(paint));
@@ -145,8 +150,13 @@ fn access(access: Access, paint: Paint) -> String {
     }
 }
 
+fn title(plan: &Plan, step: &PlannedStep) -> Option<String> {
+    let title = step.title.as_ref()?;
+    step.text(title, &Known::default(), &plan.environment.redactor).ok()
+}
+
 /// How a step runs, where it differs from what is usual.
-fn manners(step: &PlannedStep) -> Vec<(&'static str, String)> {
+fn manners(step: &PlannedStep, redactor: &Redactor) -> Vec<(&'static str, String)> {
     let mut manners = Vec::new();
     for guard in &step.when {
         manners.push(("when", guard.condition.source().to_owned()));
@@ -159,7 +169,7 @@ fn manners(step: &PlannedStep) -> Vec<(&'static str, String)> {
         manners.push(("timeout", timeout.to_string()));
     }
     if let Some(confirm) = &step.confirm {
-        let question = step.text(confirm, &Known::default()).unwrap_or_default();
+        let question = step.text(confirm, &Known::default(), redactor).unwrap_or_default();
         manners.push(("asks first", question));
     }
     if step.continue_on_failure {
@@ -175,7 +185,8 @@ fn manners(step: &PlannedStep) -> Vec<(&'static str, String)> {
         manners.push(("undone by", info.name.to_owned()));
     }
     for allowed in &step.allowed {
-        manners.push(("allows", format!("{}, because {}", allowed.code, allowed.because)));
+        let code = allowed.code.trim_start_matches("lifeboat::");
+        manners.push(("allows", format!("{code}, because {}", redactor.redact(&allowed.because))));
     }
     manners
 }
@@ -193,12 +204,12 @@ fn to_json(plan: &Plan) -> serde_json::Value {
             json!({
                 "id": step.id.as_str(),
                 "type": step.info.name,
-                "title": step.title.as_ref().and_then(|title| step.text(title, &Known::default()).ok()),
+                "title": title(plan, step),
                 "needs": step.needs.iter().map(StepId::as_str).collect::<Vec<_>>(),
                 "finally": step.finally,
                 "definition": step.definition,
                 "effects": effects,
-                "allowed": step.allowed.iter().map(|allowed| json!({ "code": allowed.code, "because": allowed.because })).collect::<Vec<_>>(),
+                "allowed": step.allowed.iter().map(|allowed| json!({ "code": allowed.code, "because": redact(&allowed.because) })).collect::<Vec<_>>(),
             })
         })
         .collect();

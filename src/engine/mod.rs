@@ -291,15 +291,13 @@ fn headers(plan: &Plan, foretold: Option<&PreviewReport>) -> Vec<StepHeader> {
                     |rendered| rendered.step.effects().iter().map(|effect| masked(plan, effect)).collect(),
                 ),
             };
-            let redact = |text: &str| plan.environment.redactor.redact(text).into_owned();
             StepHeader {
                 id: step.id.to_string(),
                 step_type: step.info.name.to_owned(),
                 title: step
                     .title
                     .as_ref()
-                    .and_then(|title| step.text(title, &known).ok())
-                    .map(|title| redact(&title)),
+                    .and_then(|title| step.text(title, &known, &plan.environment.redactor).ok()),
                 needs: step.needs.iter().map(ToString::to_string).collect(),
                 finally: step.finally,
                 definition: step.definition.clone(),

@@ -139,8 +139,11 @@ pub(super) async fn foresee(plan: &Plan, services: Option<&Services>) -> Preview
     let mut walk = Walk { world: World::default(), known: Known::default() };
     let mut steps = Vec::with_capacity(plan.steps.len());
     for step in &plan.steps {
+        let notes = notes(step, &walk.known, redactor);
         let (preview, effects) = walk.step(step, services.as_ref()).await;
-        steps.push(written(step, &preview, &effects, redactor));
+        let mut step = written(step, &preview, &effects, redactor);
+        step.problems.extend(notes);
+        steps.push(step);
     }
     let blocked = steps.iter().any(|step| step.action == Action::Blocked.as_str());
     let seconds = |duration: Option<crate::units::Duration>| duration.map(|duration| duration.std().as_secs_f64());
@@ -287,6 +290,19 @@ impl Walk {
         self.known.outputs.insert(step.id.clone(), std::mem::take(&mut preview.outputs));
         (preview, effects)
     }
+}
+
+/// What a review should know of a step beside what it does: that somebody is asked before,
+/// and which hazards its author silenced.
+fn notes(step: &PlannedStep, known: &Known, redactor: &Redactor) -> Vec<PreviewProblem> {
+    let note = |message: String| PreviewProblem { message, help: None, blocks: false };
+    let question = step.confirm.as_ref().and_then(|confirm| step.text(confirm, known, redactor).ok());
+    let asked = question.map(|question| note(format!("asks first: {question}")));
+    let allowed = step.allowed.iter().map(|allowed| {
+        let because = redactor.redact(&allowed.because);
+        note(format!("allows {}, because {because}", allowed.code.trim_start_matches("lifeboat::")))
+    });
+    asked.into_iter().chain(allowed).collect()
 }
 
 fn written(step: &PlannedStep, preview: &Preview, effects: &[Effect], redactor: &Redactor) -> StepPreview {

@@ -75,7 +75,10 @@ impl Turns {
         let question = match step.question(now) {
             Some(question) => Some(question),
             None => match &self.planned(at).confirm {
-                Some(confirm) => Some(confirmation(self.planned(at).text(confirm, &self.known)?)),
+                Some(confirm) => {
+                    let redactor = &self.plan.environment.redactor;
+                    Some(confirmation(self.planned(at).text(confirm, &self.known, redactor)?))
+                }
                 None => None,
             },
         };

@@ -85,7 +85,7 @@ pub fn make(
     }
     unknown_inputs(file, given, found);
     for (name, declared) in &document.inputs {
-        if let Err((key, wrong)) = input::check_declaration(name, declared) {
+        for (key, wrong) in input::check_declaration(name, declared) {
             found.value(&format!("/inputs/{name}/{key}"), wrong.code, wrong.message, wrong.help);
         }
         one_input(name, file, given, environment, secret_env, &mut scope, found);
@@ -168,12 +168,12 @@ fn one_input(
         }
         (None, None, None) => {
             if default.is_none() && given.complete && !given.is_called {
-                found.key(
-                    &pointer,
-                    "lifeboat::missing_input",
-                    format!("input `{name}` has no value"),
-                    format!("give it with `-i {name}=VALUE`, or a `default`"),
-                );
+                let help = if declared.secret {
+                    format!("put it into a file that only you can read, and give `-i {name}=@FILE`")
+                } else {
+                    format!("give it with `-i {name}=VALUE`, or a `default`")
+                };
+                found.key(&pointer, "lifeboat::missing_input", format!("input `{name}` has no value"), help);
             }
             default.cloned()
         }

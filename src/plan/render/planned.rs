@@ -5,6 +5,7 @@ use crate::failure::Failure;
 use crate::plan::{Known, Plan, PlannedStep, Rendered, Scope, schema};
 use crate::record::event::Outputs;
 use crate::step::TypeInfo;
+use crate::secret::Redactor;
 use crate::template::Templated;
 use serde_json::Value;
 
@@ -102,15 +103,17 @@ impl PlannedStep {
         Ok(all)
     }
 
-    /// A text of the step (`title`, `confirm`) with what is known.
+    /// A text of the step for people (`title`, `confirm`) with what is known, secrets hidden.
     ///
     /// # Errors
     /// When a template fails on the values.
-    pub fn text(&self, template: &Templated, known: &Known) -> Result<String, Failure> {
+    pub fn text(&self, template: &Templated, known: &Known, redactor: &Redactor) -> Result<String, Failure> {
         let value = self.viewer(&self.scope, known).see(template).value(template);
-        match value.map_err(|error| Failure::permanent(format!("step {}: {}", self.id, error.message)))? {
-            Value::String(text) => Ok(text),
-            other => Ok(other.to_string()),
-        }
+        let value = value.map_err(|error| {
+            let message = format!("step {}: {}", self.id, error.message);
+            Failure::permanent(redactor.redact(&message).into_owned())
+        })?;
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        Ok(redactor.redact(&text).into_owned())
     }
 }
