@@ -4,10 +4,9 @@ use super::{Viewer, holds};
 use crate::failure::Failure;
 use crate::plan::{Known, Plan, PlannedStep, Rendered, Scope, schema};
 use crate::record::event::Outputs;
-use crate::step::TypeInfo;
 use crate::secret::Redactor;
+use crate::step::TypeInfo;
 use crate::template::Templated;
-use serde_json::Value;
 
 impl Plan {
     /// The plan's outputs with what is known, those left out that can't be told.
