@@ -70,7 +70,8 @@ pub fn check(name: &str, input: &InputDocument, value: &Value) -> Result<(), Wro
         InputType::Integer if !(value.is_i64() || value.is_u64()) => return Err(not("a whole number")),
         InputType::Number if !value.is_number() => return Err(not("a number")),
         InputType::Boolean if !value.is_boolean() => {
-            let meant = value.as_str().filter(|_| !input.secret).and_then(truth).map(|meant| format!("write `{meant}`"));
+            let meant =
+                value.as_str().filter(|_| !input.secret).and_then(truth).map(|meant| format!("write `{meant}`"));
             return Err(Wrong { help: meant, ..not("`true` or `false`") });
         }
         InputType::List if !value.is_array() => return Err(not("a list")),
