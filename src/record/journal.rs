@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -79,6 +79,12 @@ pub enum JournalError {
         /// The file.
         path: PathBuf,
     },
+    /// The file was removed under the run that writes it.
+    #[error("{} was deleted while the run went on", path.display())]
+    Deleted {
+        /// Where it was.
+        path: PathBuf,
+    },
     /// An earlier write failed.
     #[error("{}: nothing more is written after a failed write", path.display())]
     Broken {
@@ -93,6 +99,11 @@ impl JournalError {
         match self {
             Self::Io { .. } | Self::Broken { .. } => {
                 "make the state folder writable (space, permissions, a healthy disk), then `lifeboat resume`".to_owned()
+            }
+            Self::Deleted { .. } => {
+                "bring the state folder back from a backup; without it only the systems themselves can tell what the \
+                 run did: look at them, and begin anew"
+                    .to_owned()
             }
             Self::Damaged { .. } => {
                 "bring the file back from a backup; what happened before the damage is still readable in it, one JSON \
@@ -149,11 +160,15 @@ impl Journal {
             return Ok(());
         }
         let written = self.file.write_all(&bytes).and_then(|()| self.file.sync_data());
-        written.map_err(|source| {
-            // After a failed sync the system may have dropped the pages: a second sync would lie.
-            self.broken = true;
-            io_error("write", &self.path, source)
-        })
+        // After a failed sync the system may have dropped the pages: a second sync would lie.
+        self.broken = true;
+        let links = written.and_then(|()| self.file.metadata()).map_err(|source| io_error("write", &self.path, source))?;
+        if links.nlink() == 0 {
+            // The system keeps a deleted file for who has it open, and for nobody after that.
+            return Err(JournalError::Deleted { path: self.path.clone() });
+        }
+        self.broken = false;
+        Ok(())
     }
 
     /// Appends events that are ready together; returns when all are on disk.
@@ -366,6 +381,19 @@ mod tests {
         let text = String::from_utf8(bytes).unwrap().replace("fünf", "sechs");
         std::fs::write(&path, text).unwrap();
         assert_ne!(read(&path).unwrap().head, head);
+    }
+
+    #[test]
+    fn a_journal_that_is_deleted_takes_nothing_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.jsonl");
+        let mut journal = Journal::create(&path).unwrap();
+        journal.append(vec![notice("x")], Timestamp::UNIX_EPOCH).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let lost = journal.append(vec![notice("y")], Timestamp::UNIX_EPOCH);
+        assert!(matches!(lost, Err(JournalError::Deleted { .. })), "{lost:?}");
+        let second = journal.append(vec![notice("z")], Timestamp::UNIX_EPOCH);
+        assert!(matches!(second, Err(JournalError::Broken { .. })), "{second:?}");
     }
 
     #[test]
