@@ -54,7 +54,10 @@ pub fn look(args: &PlanArgs, out: &Out) -> Result<Option<Plan>, Error> {
 /// Loads a plan to run it.
 pub fn ready(args: &PlanArgs, out: &Out) -> Result<Option<Ready>, Error> {
     let Some(plan) = plan(args, true, out)? else { return Ok(None) };
-    let copies = copies(&plan)?;
+    let mut copies = copies(&plan)?;
+    // What isn't kept is asked for again by a resume; what nobody gave comes from its default again.
+    let given = |name: &str| args.inputs.input.iter().any(|(given, _)| given == name);
+    copies.inputs.retain(|name, value| given(name) || !is_masked(value));
     Ok(Some(Ready { plan, copies }))
 }
 
@@ -66,16 +69,24 @@ pub fn copy(
     given: &Inputs,
     out: &Out,
 ) -> Result<Option<Plan>, Error> {
-    let mut inputs: Vec<(String, String)> = kept
-        .iter()
-        .filter(|(name, value)| {
-            !value.to_string().contains(MASK) && !given.input.iter().any(|(given, _)| given == *name)
-        })
+    let again: Vec<_> = kept.iter().filter(|(name, _)| !given.input.iter().any(|(given, _)| given == *name)).collect();
+    if let Some((name, _)) = again.iter().find(|(_, value)| is_masked(value)) {
+        // Its default, were there one, is not what the run began with.
+        return Err(Error::usage(format!("the run was given the input `{name}`, and no secret is kept with a run"))
+            .help(format!("give it again: `-i {name}=@FILE`")));
+    }
+    let mut inputs: Vec<(String, String)> = again
+        .into_iter()
         .map(|(name, value)| (name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
         .collect();
     inputs.extend(from_files(&given.input)?);
     let environment = environment.map(absolute);
     Ok(shown(load::load(copy, &Options { environment, inputs, complete: true }), copy, out))
+}
+
+/// Whether a kept input lacks a secret that was in it.
+fn is_masked(value: &Value) -> bool {
+    value.to_string().contains(MASK)
 }
 
 /// Checks one file without its inputs.
