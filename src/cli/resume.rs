@@ -1,6 +1,6 @@
 //! `lifeboat resume`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::json;
@@ -54,6 +54,15 @@ pub fn resume(args: &Args, common: &Common, out: &Out) -> Result<Exit, Error> {
         return Ok(Exit::Usage);
     };
     let plan = Arc::new(plan);
+    let original = Path::new(&state.header.plan_file);
+    if is_edited(original, &copy) {
+        out.say(&format!(
+            "{} {} was edited since; this run goes on with the plan that it began with, and only a new `lifeboat run` \
+             takes the edit in",
+            out.talk.warn("!"),
+            original.display()
+        ));
+    }
     if !args.dry_run {
         sandbox::ensure(&plan.environment, common.state.as_deref(), out)?;
     }
@@ -75,6 +84,14 @@ pub fn resume(args: &Args, common: &Common, out: &Out) -> Result<Exit, Error> {
         let ended = engine::resume(&cx, &plan, &folder, options, console(args.format, out)?).await;
         conclude(ended, &cx.store, args.format, out)
     })
+}
+
+/// Whether the plan's file says something else now than the copy that the run kept.
+fn is_edited(original: &Path, copy: &Path) -> bool {
+    match (std::fs::read(original), std::fs::read(copy)) {
+        (Ok(now), Ok(then)) => now != then,
+        _ => false,
+    }
 }
 
 /// What will be done with each step, and why.

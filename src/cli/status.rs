@@ -9,9 +9,11 @@ use super::Common;
 use super::exit::{Error, Exit};
 use super::out::{Format, Out};
 use super::run_folder::{self, Found};
+use crate::ids::StepId;
 use crate::record::event::RunStatus;
 use crate::record::sink::Sink;
-use crate::record::store::Store;
+use crate::record::store::{RunFolder, Store};
+use crate::report::evidence::StepEvidence;
 use crate::report::live::{Json, Live};
 use crate::report::{next, page};
 
@@ -43,8 +45,15 @@ pub fn status(args: &Args, common: &Common, out: &Out) -> Result<Exit, Error> {
 
 /// The page of a run with its next actions.
 pub fn whole_page(found: &Found, store: &Store, out: &Out) -> String {
-    let actions = next::actions(&found.evidence, found.held_by.is_some(), &run_folder::flags(store));
+    let flags = run_folder::flags(store);
+    let actions = next::actions(&found.evidence, found.held_by.is_some(), &flags, |step| printed(&found.folder, step));
     page::page(&found.evidence, Timestamp::now(), found.held_by.as_deref(), &actions, out.paint)
+}
+
+/// Whether any attempt of a step left something to read.
+fn printed(folder: &RunFolder, step: &StepEvidence) -> bool {
+    let id = StepId::from(step.id.as_str());
+    (1..=step.attempts).any(|attempt| folder.log_path(&id, attempt).metadata().is_ok_and(|log| log.len() > 0))
 }
 
 /// How often the journal is looked at.

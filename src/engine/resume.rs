@@ -20,7 +20,7 @@ use crate::plan::{Plan, PlannedStep};
 use crate::record::event::{
     Decision, DecisionAction, ErrorRecord, Event, Outcome, Question, QuestionKind, RunStatus,
 };
-use crate::record::state::{Phase, RunState, StepState};
+use crate::record::state::{Phase, RunState, StepState, Verdict};
 use crate::record::store::RunFolder;
 use crate::retry::RetryPolicy;
 use crate::service::Services;
@@ -176,6 +176,15 @@ fn settled(planned: &PlannedStep, step: &StepState, now: Timestamp) -> (Decision
         Phase::Finished(Outcome::NotRun { reason }) => (Run, format!("it did not run: {reason}")),
         Phase::Retrying { .. } => (Run, format!("attempt {} failed, and the next had not begun", step.attempt)),
         Phase::Waiting(waiting) => {
+            let by: Vec<_> = waiting.answers.iter().map(|answer| answer.by.as_str()).collect();
+            match waiting.verdict() {
+                Verdict::Approved => return (Ask, format!("it was answered yes by {}", by.join(", "))),
+                Verdict::Rejected => {
+                    let no = waiting.answers.iter().find(|answer| !answer.approved).map_or("", |answer| &answer.by);
+                    return (Ask, format!("it was answered no by {no}, and ends as failed"));
+                }
+                Verdict::Open => {}
+            }
             let (given, wanted) = (waiting.answers.len(), waiting.question.quorum.max(1));
             (
                 Ask,

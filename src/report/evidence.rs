@@ -14,7 +14,7 @@ use crate::record::event::{
     Actor, Answer, Decision, EffectRecord, ErrorRecord, Event, Outcome, Outputs, Question, Record, RunStatus,
 };
 use crate::record::measure::measure;
-use crate::record::state::{Illegal, Phase, RunState, StepState};
+use crate::record::state::{Illegal, Phase, RunState, StepState, Verdict, Waiting};
 
 /// The format that this version writes; fields are added without a new one.
 pub const FORMAT: u32 = 1;
@@ -153,6 +153,12 @@ pub struct StepEvidence {
     /// What a person is asked now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub question: Option<Question>,
+    /// How many people said yes to that so far.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub agreed: usize,
+    /// What the answers come to: `true` for yes, `false` for no; absent while more are needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered: Option<bool>,
     /// Every answer it got, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub answers: Vec<Answer>,
@@ -320,10 +326,11 @@ impl StepEvidence {
         {
             errors.push(AttemptError { attempt: step.attempt, error: error.clone() });
         }
-        let question = match &step.phase {
-            Phase::Waiting(waiting) => Some(waiting.question.clone()),
+        let waiting = match &step.phase {
+            Phase::Waiting(waiting) => Some(waiting),
             _ => None,
         };
+        let said_yes = |waiting: &Waiting| waiting.answers.iter().filter(|answer| answer.approved).count();
         Self {
             id: step.header.id.clone(),
             step_type: step.header.step_type.clone(),
@@ -341,10 +348,21 @@ impl StepEvidence {
             outputs: step.outputs().cloned().unwrap_or_default(),
             effects: step.header.effects.clone(),
             errors,
-            question,
+            question: waiting.map(|waiting| waiting.question.clone()),
+            agreed: waiting.map_or(0, said_yes),
+            answered: waiting.and_then(|waiting| match waiting.verdict() {
+                Verdict::Approved => Some(true),
+                Verdict::Rejected => Some(false),
+                Verdict::Open => None,
+            }),
             answers: step.answers.clone(),
         }
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands over references")]
+const fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 impl StepStatus {

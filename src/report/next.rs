@@ -1,8 +1,8 @@
 //! What to do next, as commands to paste.
 
-use super::evidence::{Evidence, StepStatus};
+use super::evidence::{Evidence, StepEvidence, StepStatus};
 use super::text::{Paint, Table};
-use crate::record::event::RunStatus;
+use crate::record::event::{QuestionKind, RunStatus};
 
 /// A command, and what it does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,30 +14,44 @@ pub struct Action {
 }
 
 /// The next actions of a run. `alive`: a process works on it now. `flags` is what every
-/// command needs to find the run again (`--state …`), or nothing.
-pub fn actions(evidence: &Evidence, alive: bool, flags: &str) -> Vec<Action> {
+/// command needs to find the run again (`--state …`), or nothing. `printed` tells whether a step has a log to show.
+pub fn actions(
+    evidence: &Evidence,
+    alive: bool,
+    flags: &str,
+    printed: impl Fn(&StepEvidence) -> bool,
+) -> Vec<Action> {
     let run = &evidence.run;
     let mut actions = Vec::new();
     let mut add = |command: String, why: &str| {
         let flags = if flags.is_empty() { String::new() } else { format!(" {flags}") };
         actions.push(Action { command: format!("lifeboat {command}{flags}"), why: why.to_owned() });
     };
-    for step in evidence.steps.iter().filter(|step| step.state == StepStatus::Waiting) {
+    let open = |step: &&StepEvidence| step.state == StepStatus::Waiting && step.answered.is_none();
+    for step in evidence.steps.iter().filter(open) {
+        let cut_off = step.question.as_ref().is_some_and(|question| question.kind == QuestionKind::Interrupted);
+        let (yes, no) = if cut_off {
+            ("run it again", "leave it as it is; the run ends as failed")
+        } else {
+            ("answer yes", "answer no")
+        };
         let id = quote(&step.id);
         let mut words = vec![format!("approve {run} {id}")];
         words.extend(
             step.question.iter().flat_map(|question| question.fields.keys()).map(|name| format!("-f {name}=…")),
         );
-        add(words.join(" "), "answer yes");
-        add(format!("reject {run} {id} --note '…'"), "answer no");
+        add(words.join(" "), yes);
+        add(format!("reject {run} {id} --note '…'"), no);
     }
     match evidence.status {
         RunStatus::Running if alive => add(format!("status {run} --follow"), "watch it"),
-        RunStatus::Waiting => add(format!("resume {run}"), "go on, once it is answered"),
+        RunStatus::Waiting if evidence.steps.iter().any(|step| open(&step)) => {
+            add(format!("resume {run}"), "go on, once it is answered");
+        }
+        RunStatus::Waiting => add(format!("resume {run}"), "go on: it is answered"),
         RunStatus::Succeeded => add(format!("report {run} -o {run}.md"), "keep the evidence"),
         _ => {
-            let failed =
-                |step: &&super::evidence::StepEvidence| step.state == StepStatus::Failed && step.attempts > 0;
+            let failed = |step: &&StepEvidence| step.state == StepStatus::Failed && printed(step);
             if let Some(step) = evidence.steps.iter().find(failed) {
                 add(format!("logs {run} {}", quote(&step.id)), "what the failed step printed");
             }

@@ -140,6 +140,11 @@ fn said(step: &StepEvidence, alive: bool, paint: Paint) -> String {
         StepStatus::Succeeded => step.summary.clone().unwrap_or_else(|| step.title.clone().unwrap_or_default()),
         StepStatus::Failed => paint.bad("failed"),
         StepStatus::Pending => paint.dim(step.title.as_deref().unwrap_or(&step.step_type)),
+        StepStatus::Waiting if step.answered.is_some() => {
+            let answer = if step.answered == Some(true) { "yes" } else { "no" };
+            let last = step.answers.last().map(|answer| format!(" by {}", answer.by)).unwrap_or_default();
+            format!("answered {answer}{last}; a resume takes it in")
+        }
         StepStatus::Running if !alive => paint.bad("cut off: what became of it is found out by a resume"),
         state => {
             let why = step.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
@@ -179,7 +184,7 @@ fn trouble(step: &StepEvidence, paint: Paint) -> String {
 
 /// What a person is asked.
 fn question(step: &StepEvidence, paint: Paint) -> String {
-    let Some(question) = &step.question else { return String::new() };
+    let Some(question) = step.question.as_ref().filter(|_| step.answered.is_none()) else { return String::new() };
     let mut text = format!("\n{} {}\n", paint.warn("?"), paint.strong(&format!("{} waits for an answer", step.id)));
     let _ = writeln!(text, "  {}", wrap(&question.message, paint.width, 2));
     for item in &question.checklist {
@@ -193,7 +198,7 @@ fn question(step: &StepEvidence, paint: Paint) -> String {
         rules.push(format!("asked: {}", question.by.join(", ")));
     }
     if question.quorum > 1 {
-        rules.push(format!("{} people must agree, {} did so far", question.quorum, agreeing(step)));
+        rules.push(format!("{} people must agree, {} did so far", question.quorum, step.agreed));
     }
     if question.not_by_requester {
         rules.push("not by the one who started the run".to_owned());
@@ -205,8 +210,4 @@ fn question(step: &StepEvidence, paint: Paint) -> String {
         let _ = writeln!(text, "  {}", paint.dim(&wrap(&rules.join("; "), paint.width, 2)));
     }
     text
-}
-
-fn agreeing(step: &StepEvidence) -> usize {
-    step.answers.iter().filter(|answer| answer.approved).count()
 }

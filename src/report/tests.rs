@@ -147,7 +147,7 @@ fn evidence(until: usize) -> Evidence {
 fn shown(until: usize, holder: Option<&str>) -> String {
     let evidence = evidence(until);
     let now = evidence.last_at + std::time::Duration::from_secs(30);
-    let actions = next::actions(&evidence, holder.is_some(), "");
+    let actions = next::actions(&evidence, holder.is_some(), "", |step| step.attempts > 0);
     page::page(&evidence, now, holder, &actions, Paint::plain(80))
 }
 

@@ -17,6 +17,10 @@ fn a_run_that_waits_fails_and_goes_on() {
         "approve",
         bench.ends(0, &["approve", &run, "agree", "--by", "ines", "--note", "looks right"]).page()
     );
+    // What is answered isn't asked any more.
+    let answered = bench.ends(0, &["status"]).stdout();
+    assert!(answered.contains("answered yes by ines"), "{answered}");
+    assert!(!answered.contains("lifeboat approve") && answered.contains("# go on: it is answered"), "{answered}");
     insta::assert_snapshot!("resume-dry-run", bench.ends(0, &["resume", "--dry-run"]).page());
 
     insta::assert_snapshot!("resume-fails", bench.ends(1, &["resume"]).page());
@@ -62,6 +66,16 @@ fn events_for_machines_are_the_journals_own_lines() {
     for line in lines.lines() {
         assert!(validator.is_valid(&serde_json::from_str(line).unwrap()), "{line}");
     }
+}
+
+#[test]
+fn an_edited_plan_is_not_taken_in_and_that_is_said() {
+    let bench = Bench::new(&[("rehearsal.yaml", PLAN)]);
+    bench.ends(4, &["run", "rehearsal.yaml"]);
+    assert!(!bench.ends(4, &["resume"]).stderr().contains("edited"));
+    std::fs::write(bench.path().join("rehearsal.yaml"), PLAN.replace("mended", "other")).unwrap();
+    let ran = bench.ends(4, &["resume"]);
+    assert!(ran.stderr().contains("rehearsal.yaml was edited since"), "{}", ran.stderr());
 }
 
 #[test]
