@@ -288,6 +288,7 @@ impl Walk {
             self.world.foretell(resource, fact, &step.id);
         }
         self.known.outputs.insert(step.id.clone(), std::mem::take(&mut preview.outputs));
+        tracing::info!(step = %step.id, action = preview.action.as_str(), "looked at");
         (preview, effects)
     }
 }

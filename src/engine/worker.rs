@@ -177,6 +177,22 @@ enum Stopped {
 }
 
 async fn attempt(job: &Job, desk: &Desk) -> Result<Done, Stopped> {
+    let begun = std::time::Instant::now();
+    let result = bounded(job, desk).await;
+    let took = begun.elapsed();
+    match &result {
+        Ok(_) => tracing::info!(step = %job.id, attempt = job.attempt, ?took, "through"),
+        Err(Stopped::Failed(failure)) => {
+            tracing::info!(step = %job.id, attempt = job.attempt, ?took, transient = failure.transient, "failed");
+        }
+        Err(Stopped::Cancelled(_)) => tracing::info!(step = %job.id, attempt = job.attempt, ?took, "cancelled"),
+    }
+    result
+}
+
+/// One attempt under its timeout.
+async fn bounded(job: &Job, desk: &Desk) -> Result<Done, Stopped> {
+    tracing::info!(step = %job.id, attempt = job.attempt, timeout = ?job.timeout, "begins");
     let cancel = CancellationToken::new();
     let log = Arc::new(Log::new(desk.folder.log_path(&job.id, job.attempt), &desk.redactor));
     let cx = desk.context(job, "lifeboat", cancel.clone(), log.clone());

@@ -87,6 +87,7 @@ impl Engine {
     /// # Errors
     /// When the engine can't be asked, or has no such container: then names that are nearly right are told.
     pub async fn container(&self, name: &str) -> Result<Container, Failure> {
+        tracing::debug!(docker = self.target, container = name, "look at a container");
         match self.docker.inspect_container(name, None).await {
             Ok(found) => Ok(Container::from(found)),
             Err(error) if status(&error) == Some(404) => Err(self.missing(name).await),
@@ -112,6 +113,7 @@ impl Engine {
     /// # Errors
     /// When the engine can't be asked or refuses.
     pub async fn stop(&self, id: &str, grace: Duration) -> Result<(), Failure> {
+        tracing::debug!(docker = self.target, container = id, "stop a container");
         // The engine counts whole seconds; half a second must not become none.
         let seconds = i32::try_from(grace.as_millis().div_ceil(1000)).unwrap_or(i32::MAX);
         let options = StopContainerOptions { t: Some(seconds), signal: None };
@@ -124,6 +126,7 @@ impl Engine {
     /// # Errors
     /// When the engine can't be asked or refuses.
     pub async fn start(&self, id: &str) -> Result<(), Failure> {
+        tracing::debug!(docker = self.target, container = id, "start a container");
         self.docker.start_container(id, None).await.map_err(|error| self.failure(&error))
     }
 
@@ -197,6 +200,11 @@ impl Engine {
 fn chain(error: &Error) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
+    // The client's own name for itself tells nobody anything.
+    if let Some(inner) = cause.filter(|_| matches!(error, Error::HyperLegacyError { .. })) {
+        text = inner.to_string();
+        cause = inner.source();
+    }
     while let Some(error) = cause {
         let said = error.to_string();
         if !text.contains(&said) {

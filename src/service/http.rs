@@ -123,6 +123,7 @@ impl Http {
     /// # Errors
     /// When there is no answer: transient, unless a certificate stands in the way.
     pub async fn get(&self, url: &Url, at_most: Duration) -> Result<Answer, Failure> {
+        tracing::debug!(url = shown(url), "GET");
         let bound = self.timeout.min(at_most);
         let own = self.base.as_ref().is_some_and(|base| base.origin() == url.origin());
         let mut request = self.client.get(url.clone()).timeout(bound);
@@ -219,6 +220,7 @@ impl Webhook {
     /// # Errors
     /// When the receiver did not acknowledge it with a 2xx answer.
     pub async fn deliver(&self, message: &Message) -> Result<(), Undelivered> {
+        tracing::debug!(host = self.url.host_str(), "POST a message");
         let request = self
             .client
             .post(self.url.clone())

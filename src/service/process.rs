@@ -198,6 +198,7 @@ impl Command {
         }
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = tokio::process::Command::from(command).spawn().map_err(|error| self.not_started(&error))?;
+        tracing::debug!(program = self.program, pid = child.id(), "started a process");
         // A child that was not yet waited for has an id.
         let group = Group(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw));
         Ok((child, group))

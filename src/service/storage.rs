@@ -91,6 +91,8 @@ pub struct Storage {
     target: String,
     /// Where the objects are files, if they are.
     folder: Option<PathBuf>,
+    /// Where the service answers, if the settings say it.
+    endpoint: Option<String>,
     redactor: Redactor,
 }
 
@@ -170,7 +172,8 @@ impl Storage {
                     .with_max_delay(Duration::from_secs(5))
                     .with_jitter(),
             );
-        Ok(Self { operator, target: target.to_owned(), folder, redactor })
+        let endpoint = settings.settings.get("endpoint").map(|endpoint| redactor.redact(endpoint).into_owned());
+        Ok(Self { operator, target: target.to_owned(), folder, endpoint, redactor })
     }
 
     /// The target's name.
@@ -202,6 +205,7 @@ impl Storage {
     /// When the storage can't be asked.
     pub async fn stat(&self, path: &str) -> Result<Option<Object>, Failure> {
         check_path(path)?;
+        tracing::debug!(storage = self.target, path, "look at an object");
         match self.operator.stat(path).await {
             Ok(metadata) => Ok(Some(object(path, &metadata))),
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -239,6 +243,7 @@ impl Storage {
         if !prefix.is_empty() {
             check_path(prefix.strip_suffix('/').unwrap_or(prefix))?;
         }
+        tracing::debug!(storage = self.target, prefix, "list objects");
         let failed = |error: &opendal::Error| self.failure(error, "list", &format!("{prefix}*"));
         // Asked by folder and filtered here, so that disks and buckets mean the same by a prefix.
         let folder = prefix.rfind('/').map_or("", |slash| &prefix[..=slash]);
@@ -271,6 +276,7 @@ impl Storage {
     /// When it can't be opened.
     pub async fn read(&self, path: &str) -> Result<impl AsyncBufRead + Send + Unpin + use<>, Failure> {
         check_path(path)?;
+        tracing::debug!(storage = self.target, path, "read an object");
         let failed = |error: &opendal::Error| self.failure(error, "read", path);
         let reader = self.operator.reader_with(path).await.map_err(|error| failed(&error))?;
         let stream = reader.into_bytes_stream(..).await.map_err(|error| failed(&error))?;
@@ -300,6 +306,7 @@ impl Storage {
     /// When the object is there already (unless `options.replace`), or nothing can be written.
     pub async fn upload(&self, path: &str, options: UploadOptions<'_>) -> Result<Upload, Failure> {
         check_path(path)?;
+        tracing::debug!(storage = self.target, path, "write an object");
         if !options.replace && self.stat(path).await?.is_some() {
             return Err(self.exists(path));
         }
@@ -327,6 +334,7 @@ impl Storage {
     /// When the storage refuses.
     pub async fn delete(&self, path: &str) -> Result<(), Failure> {
         check_path(path)?;
+        tracing::debug!(storage = self.target, path, "delete an object");
         self.operator.delete(path).await.map_err(|error| self.failure(&error, "delete", path))
     }
 
@@ -373,6 +381,10 @@ impl Storage {
             ErrorKind::PermissionDenied => failure.help("check the storage's credentials and what they may do"),
             ErrorKind::NotFound => failure.help("check the object's path, and the storage's `root` or `bucket`"),
             ErrorKind::ConfigInvalid => failure.help("check the storage's settings in the environment"),
+            _ if transient => failure.help(match &self.endpoint {
+                Some(endpoint) => format!("see that the service at {endpoint} runs and can be reached"),
+                None => "see that the service can be reached, and what it says of itself".to_owned(),
+            }),
             _ => failure,
         }
     }

@@ -265,6 +265,7 @@ impl<'a> Dispatcher<'a> {
                 self.turns.learn(at, &self.state.steps[at]);
             }
         }
+        tracing::trace!(seq = record.seq, step = record.event.step(), "record");
         self.batch.records.push(record);
         self.batch.lines.push(line);
         Ok(())

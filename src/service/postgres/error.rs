@@ -80,7 +80,9 @@ fn server_words(error: &DbError) -> String {
 
 /// An error and its causes in one line, each said once.
 fn chain(error: &Error) -> String {
-    let mut words = error.to_string();
+    let words = error.to_string();
+    // To connect is what was attempted: the headline only says it again.
+    let mut words = words.strip_prefix("error connecting to server: ").unwrap_or(&words).to_owned();
     let mut source = error.source();
     while let Some(inner) = source {
         let inner_words = inner.to_string();
@@ -114,6 +116,9 @@ fn advice(error: &Error) -> Option<&'static str> {
         "42501" => {
             Some("the role in the target's url lacks this privilege: grant it, or use the owner or a superuser")
         }
+        "42P01" | "42883" => Some(
+            "write its schema before the name, as in `public.users`: Lifeboat's sessions search no schema but pg_catalog",
+        ),
         "3D000" => Some("check the database's name"),
         "53300" => Some("end idle sessions or raise max_connections"),
         "55P03" => Some("another session holds a lock: see pg_locks and pg_stat_activity"),

@@ -162,6 +162,7 @@ impl Server {
                     .help("see that the server runs and that host and port in the target's url are right")
             })?
             .map_err(|error| error::failure("connect", &place, &error, &self.redactor))?;
+        tracing::debug!(%place, "connected");
         let session = Session::start(
             client,
             connection,
