@@ -137,7 +137,7 @@ async fn tools() -> Vec<Finding> {
     for (name, for_) in [
         ("pg_dump", "postgres.backup"),
         ("pg_restore", "postgres.restore of custom dumps"),
-        ("psql", "by people, never by Lifeboat"),
+        ("psql", "people; Lifeboat never calls it"),
         ("initdb", "sandboxes and the demo"),
     ] {
         let tool = tool::find(name, None, 0).await;

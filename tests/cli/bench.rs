@@ -158,6 +158,9 @@ pub fn masked(text: &str) -> String {
         (r", \[took\] of it waiting\s+for\s+people", ""),
         (r"\nRecovery time does not count \[took\][^\n]*\n", ""),
         (r"(?m)^(  [✓✗▸↻?–■·]  \S+) +", "$1 "),
+        // Said from a second on, which a slow machine reaches.
+        (r",\s+\[took\] of it waiting for\s+people", ""),
+        (r"Recovery time does not count \[took\][^\n]*\n\n", ""),
         (r"(?m) +$", ""),
     ] {
         text = regex::Regex::new(pattern).unwrap().replace_all(&text, with).into_owned();

@@ -83,10 +83,35 @@ fn a_reader_that_goes_away_is_no_error() {
 }
 
 #[test]
+fn verbose_tells_what_happens_inside() {
+    let bench = Bench::new(&[("destroys.yaml", DESTROYS)]);
+    let said = bench.ends(0, &["run", "destroys.yaml", "-v"]).stderr();
+    assert!(said.contains("looked at step=gone"), "{said}");
+    assert!(!said.contains("started a process"), "{said}");
+    let more = bench.ends(0, &["run", "destroys.yaml", "-vv"]).stderr();
+    assert!(more.contains("started a process program=\"rm\""), "{more}");
+}
+
+#[test]
 fn quiet_is_quiet() {
     let bench = Bench::new(&[("destroys.yaml", DESTROYS)]);
     let ran = bench.ends(0, &["run", "destroys.yaml", "-q"]);
     assert_eq!(ran.stderr(), "");
+}
+
+#[test]
+fn a_resume_never_takes_a_secrets_default_for_what_was_given() {
+    let plan = "lifeboat: 1\nplan: secret\ninputs:\n  token: { type: string, secret: true, default: fallback, help: A token }\nsteps:\n  use:\n    \
+                exec: { argv: [sh, -c, 'test \"$TOKEN\" = fallback'], env: { TOKEN: \"{{ inputs.token }}\" }, effects: [] }\n";
+    let bench = Bench::new(&[("secret.yaml", plan), ("token.txt", "correct-horse-battery")]);
+    bench.ends(1, &["run", "secret.yaml", "-i", "token=@token.txt"]);
+    let ran = bench.ends(2, &["resume"]);
+    assert!(ran.stderr().contains("-i token=@FILE"), "{}", ran.stderr());
+    bench.ends(1, &["resume", "-i", "token=@token.txt"]);
+    // Nobody gave one here: the default counts again.
+    std::fs::write(bench.path().join("secret.yaml"), plan.replace("= fallback", "= other")).unwrap();
+    bench.ends(1, &["run", "secret.yaml"]);
+    bench.ends(1, &["resume"]);
 }
 
 #[test]
