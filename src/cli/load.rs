@@ -69,11 +69,14 @@ pub fn copy(
     given: &Inputs,
     out: &Out,
 ) -> Result<Option<Plan>, Error> {
-    let again: Vec<_> = kept.iter().filter(|(name, _)| !given.input.iter().any(|(given, _)| given == *name)).collect();
+    let again: Vec<_> =
+        kept.iter().filter(|(name, _)| !given.input.iter().any(|(given, _)| given == *name)).collect();
     if let Some((name, _)) = again.iter().find(|(_, value)| is_masked(value)) {
         // Its default, were there one, is not what the run began with.
-        return Err(Error::usage(format!("the run was given the input `{name}`, and no secret is kept with a run"))
-            .help(format!("give it again: `-i {name}=@FILE`")));
+        return Err(Error::usage(format!(
+            "the run was given the input `{name}`, and no secret is kept with a run"
+        ))
+        .help(format!("give it again: `-i {name}=@FILE`")));
     }
     let mut inputs: Vec<(String, String)> = again
         .into_iter()

@@ -46,7 +46,8 @@ pub fn status(args: &Args, common: &Common, out: &Out) -> Result<Exit, Error> {
 /// The page of a run with its next actions.
 pub fn whole_page(found: &Found, store: &Store, out: &Out) -> String {
     let flags = run_folder::flags(store);
-    let actions = next::actions(&found.evidence, found.held_by.is_some(), &flags, |step| printed(&found.folder, step));
+    let actions =
+        next::actions(&found.evidence, found.held_by.is_some(), &flags, |step| printed(&found.folder, step));
     page::page(&found.evidence, Timestamp::now(), found.held_by.as_deref(), &actions, out.paint)
 }
 

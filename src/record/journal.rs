@@ -162,7 +162,8 @@ impl Journal {
         let written = self.file.write_all(&bytes).and_then(|()| self.file.sync_data());
         // After a failed sync the system may have dropped the pages: a second sync would lie.
         self.broken = true;
-        let links = written.and_then(|()| self.file.metadata()).map_err(|source| io_error("write", &self.path, source))?;
+        let links =
+            written.and_then(|()| self.file.metadata()).map_err(|source| io_error("write", &self.path, source))?;
         if links.nlink() == 0 {
             // The system keeps a deleted file for who has it open, and for nobody after that.
             return Err(JournalError::Deleted { path: self.path.clone() });
