@@ -277,11 +277,22 @@ fn server_user() -> Result<Option<String>, Failure> {
     })
 }
 
-fn free_port() -> Result<u16, Failure> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .and_then(|listener| listener.local_addr())
-        .map(|address| address.port())
-        .map_err(|error| Failure::permanent(format!("find a free port on 127.0.0.1: {error}")))
+/// A port on 127.0.0.1 that nobody listens on, below those that the kernel hands to outgoing
+/// connections (`ip_local_port_range`): one of these could be taken again before it is used.
+///
+/// # Errors
+/// When no port can be listened on.
+pub fn free_port() -> Result<u16, Failure> {
+    let mut refused = None;
+    for _ in 0..100 {
+        let port = rand::random_range(15_000..32_000);
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            Ok(_) => return Ok(port),
+            Err(error) => refused = Some(error),
+        }
+    }
+    let why = refused.map_or_else(String::new, |error| format!(": {error}"));
+    Err(Failure::permanent(format!("find a free port on 127.0.0.1{why}")))
 }
 
 fn random_text(length: usize) -> String {

@@ -1,7 +1,6 @@
 //! What the demo plays on: a folder with the plans and an environment of throwaway services.
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use super::Error;
 use crate::failure::Failure;
 use crate::sandbox::Sandbox;
 use crate::sandbox::process;
+use crate::service::sandbox::free_port;
 
 /// The plans as this program was built with them, so that the demo works from any folder.
 pub const BACKUP: (&str, &str) = ("plans/daily-backup.yaml", include_str!("../../../plans/daily-backup.yaml"));
@@ -53,7 +53,7 @@ impl Stage {
         process::remember(&process::pid_file(&folder, OWNER), std::process::id()).map_err(cannot)?;
         let name = folder.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
 
-        let (auth, sink) = (free_port().map_err(cannot)?, free_port().map_err(cannot)?);
+        let (auth, sink) = (free_port()?, free_port()?);
         let environment = environment(&folder, &name, runs, auth, sink);
         let recovery = match runs {
             Runs::Container(_) => RECOVERY.1.to_owned(),
@@ -123,10 +123,6 @@ fn write(file: &Path, text: &str) -> Result<(), Failure> {
     fs::create_dir_all(folder)
         .and_then(|()| fs::write(file, text))
         .map_err(|error| Failure::permanent(format!("write {}: {error}", file.display())))
-}
-
-fn free_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 fn environment(folder: &Path, name: &str, runs: Runs<'_>, auth: u16, sink: u16) -> String {
