@@ -144,7 +144,10 @@ fn claimed(cx: &Context, run: &RunId, changed: &BTreeSet<Resource>) -> Result<()
             let (id, step) = (&other.id, &step.header.id);
             return Err(EngineError::Locked {
                 resource: shared.resource.clone(),
-                holder: format!("run {id}, whose step `{step}` waits for a person since {}", waiting.since),
+                holder: format!(
+                    "run {id}, whose step `{step}` waits for a person since {}",
+                    waiting.since.strftime("%Y-%m-%d %H:%M:%SZ")
+                ),
                 look: format!(
                     "look at it with `lifeboat status {id}`; `lifeboat approve {id} {step}` and `lifeboat resume {id}` \
                      let it go on, `lifeboat reject {id} {step}` gives its claim up"

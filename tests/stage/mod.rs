@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use lifeboat::sandbox::seed::{Fingerprint, fingerprints};
 use lifeboat::secret::Redactor;
 use lifeboat::service::postgres::{Server, Session};
-use lifeboat::service::sandbox::Cluster;
+use lifeboat::service::sandbox::{Cluster, free_port};
 use lifeboat::service::{Services, Target};
 use serde_json::{Value, json};
 
@@ -38,16 +38,12 @@ pub fn docker(args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 impl Stage {
     /// A sandbox that is up, its service a container.
     pub fn set(users: u32, settings: &Value) -> Self {
         let folder = tempfile::Builder::new().prefix("lifeboat-test-").tempdir().unwrap();
         let container = folder.path().file_name().unwrap().to_string_lossy().to_lowercase();
-        let (auth, sink) = (free_port(), free_port());
+        let (auth, sink) = (free_port().unwrap(), free_port().unwrap());
         let stage = Self { health: format!("http://127.0.0.1:{auth}/health/ready"), folder, container };
         let environments = stage.path("plans/environments");
         std::fs::create_dir_all(&environments).unwrap();
