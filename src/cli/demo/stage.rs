@@ -15,6 +15,8 @@ pub const BACKUP: (&str, &str) = ("plans/daily-backup.yaml", include_str!("../..
 /// The plan that is demonstrated.
 pub const RECOVERY: (&str, &str) =
     ("plans/database-corruption.yaml", include_str!("../../../plans/database-corruption.yaml"));
+/// What it runs to verify.
+const VERIFY: (&str, &str) = ("plans/verify-integrity.yaml", include_str!("../../../plans/verify-integrity.yaml"));
 
 /// How long a command has to end when it is told to.
 pub const ENDS: Duration = Duration::from_secs(15);
@@ -59,7 +61,7 @@ impl Stage {
             Runs::Container(_) => RECOVERY.1.to_owned(),
             Runs::Process => without_docker(RECOVERY.1)?,
         };
-        for (path, text) in [(BACKUP.0, BACKUP.1), (RECOVERY.0, &recovery), (ENVIRONMENT, &environment)] {
+        for (path, text) in [BACKUP, VERIFY, (RECOVERY.0, &recovery), (ENVIRONMENT, &environment)] {
             write(&folder.join(path), text)?;
         }
         let sandbox = sandbox(&folder)?;

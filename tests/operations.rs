@@ -1,0 +1,71 @@
+//! The runbook's regular operations, by the project's own plans.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may panic; clippy knows only functions marked as tests"
+)]
+
+mod stage;
+
+use serde_json::{Value, json};
+use stage::{DATABASE, Stage, read, said};
+
+const WEEKLY: [&str; 7] = ["run", "plans/weekly-operations.yaml", "--env", "test", "--yes", "-i", "review=false"];
+const DAILY: [&str; 4] = ["run", "plans/daily-operations.yaml", "--env", "test"];
+
+fn records(stage: &Stage) -> Vec<String> {
+    let folder = stage.path(".lifeboat/sandboxes/test/backups/verified_restores");
+    let entries = std::fs::read_dir(folder).into_iter().flatten();
+    entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_weekly_restore_is_proven_recorded_and_removed() {
+    let stage = Stage::set(2_000, &json!({}));
+    stage.back_up();
+    stage.killed_at(&WEEKLY, "restore");
+    stage.done(&["resume", "--yes"]);
+    assert_eq!(records(&stage).len(), 1);
+    assert_eq!(stage.databases().await, [DATABASE], "what was restored is gone");
+    let report: Value = serde_json::from_str(&stage.done(&["report", "--format", "json"])).unwrap();
+    assert_eq!(report["recovery"]["rto"]["met"], true, "{report:#}");
+
+    // A manifest that says more than the dump holds: told, recorded as nothing, and removed as well.
+    let backups = stage.path(".lifeboat/sandboxes/test/backups");
+    let manifest = std::fs::read_dir(&backups)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.to_string_lossy().ends_with(".manifest.json"))
+        .unwrap();
+    let mut value: Value = serde_json::from_str(&read(&manifest)).unwrap();
+    value["tables"]["auth.users"] = json!(value["tables"]["auth.users"].as_u64().unwrap() + 1);
+    std::fs::write(&manifest, serde_json::to_vec(&value).unwrap()).unwrap();
+    for (flags, code) in [(&[][..], 3), (&["--no-preflight"][..], 1)] {
+        let output = stage.run(&[&WEEKLY[..], flags].concat());
+        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
+        assert!(said(&output).contains("auth.users"), "{}", said(&output));
+    }
+    assert_eq!(records(&stage).len(), 1);
+    assert_eq!(stage.databases().await, [DATABASE]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_daily_look_waits_for_a_person_and_tells_what_is_wrong() {
+    let stage = Stage::set(500, &json!({}));
+    let output = stage.run(&DAILY);
+    assert_eq!(output.status.code(), Some(3), "there is no backup: {}", said(&output));
+    stage.back_up();
+    let output = stage.run(&DAILY);
+    assert_eq!(output.status.code(), Some(4), "{}", said(&output));
+    let latest = stage.journals().pop().unwrap();
+    let run = latest.parent().unwrap().file_name().unwrap().to_string_lossy().into_owned();
+    stage.done(&["approve", &run, "review", "--by", "maria", "-f", "errors=none"]);
+    stage.done(&["resume", "--yes"]);
+
+    stage.damage().await;
+    let output = stage.run(&DAILY);
+    assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+    assert!(said(&output).contains("signing_keys"), "{}", said(&output));
+}
