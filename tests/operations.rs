@@ -69,3 +69,43 @@ async fn the_daily_look_waits_for_a_person_and_tells_what_is_wrong() {
     assert_eq!(output.status.code(), Some(3), "{}", said(&output));
     assert!(said(&output).contains("signing_keys"), "{}", said(&output));
 }
+
+/// The steps of the latest run that failed.
+fn failed(stage: &Stage) -> Vec<String> {
+    let report: Value = serde_json::from_str(&stage.done(&["report", "--format", "json"])).unwrap();
+    let steps = report["steps"].as_array().unwrap().iter();
+    steps.filter(|step| step["state"] == "failed").map(|step| step["id"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn alerts_tell_each_thing_that_is_wrong() {
+    const ALERTS: [&str; 8] =
+        ["run", "plans/alerts.yaml", "--env", "test", "--yes", "--no-preflight", "-i", "samples=3"];
+    let stage = Stage::set(500, &json!({}));
+    // Nothing is there yet: no backup, no proven restore, and so no history.
+    assert_eq!(stage.run(&ALERTS).status.code(), Some(1));
+    assert_eq!(failed(&stage), ["backup", "restored"]);
+    let told = read(&stage.path(".lifeboat/sandboxes/test/oncall.jsonl"));
+    assert!(told.contains("alerts on test: failed"), "{told}");
+
+    stage.back_up();
+    stage.done(&WEEKLY);
+    stage.back_up();
+    stage.done(&ALERTS);
+
+    // What counts is not what a dashboard shows: the service answers, and its data is wrong.
+    stage.damage().await;
+    assert_eq!(stage.run(&ALERTS).status.code(), Some(1));
+    assert_eq!(failed(&stage), ["ready", "error-rate"]);
+
+    // A backup of a database that lost nearly all shrinks, and no exit code tells.
+    stage
+        .session(DATABASE)
+        .await
+        .batch("lose", "DELETE FROM auth.users; DELETE FROM auth.organizations")
+        .await
+        .unwrap();
+    stage.back_up();
+    assert_eq!(stage.run(&ALERTS).status.code(), Some(1));
+    assert_eq!(failed(&stage), ["shrunk", "ready", "error-rate"]);
+}
