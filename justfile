@@ -12,6 +12,10 @@ demo *ARGS:
 test *ARGS:
     .ci/services run .ci/tests {{ARGS}}
 
+# Run every plan on throwaway services and print one table: plan, steps, times, objectives.
+drill:
+    .ci/services run cargo nextest run --no-capture --run-ignored only --test drill
+
 # Check formatting, lints, licences and sources of dependencies.
 lint:
     cargo fmt --check

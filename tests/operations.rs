@@ -109,3 +109,23 @@ async fn alerts_tell_each_thing_that_is_wrong() {
     assert_eq!(stage.run(&ALERTS).status.code(), Some(1));
     assert_eq!(failed(&stage), ["shrunk", "ready", "error-rate"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_monthly_drill_recovers_and_runs_on_throwaway_services_only() {
+    const MONTHLY: [&str; 7] =
+        ["run", "plans/monthly-operations.yaml", "--env", "test", "--yes", "-i", "review=false"];
+    let stage = Stage::set(500, &json!({}));
+    let whole = stage.fingerprints(DATABASE).await;
+    let output = stage.run(&MONTHLY);
+    assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+    assert!(said(&output).contains("A drill destroys data"), "{}", said(&output));
+    assert_eq!(stage.fingerprints(DATABASE).await, whole);
+
+    let drill = [&MONTHLY[..], &["-i", "throwaway=true"]].concat();
+    stage.killed_at(&drill, "recover/restore");
+    stage.done(&["resume", "--yes"]);
+    assert_eq!(stage.fingerprints(DATABASE).await, whole);
+    let report: Value = serde_json::from_str(&stage.done(&["report", "--format", "json"])).unwrap();
+    assert_eq!(report["recovery"]["rto"]["met"], true, "{report:#}");
+    assert_eq!(report["recovery"]["rpo"]["met"], true, "{report:#}");
+}

@@ -1,0 +1,91 @@
+//! Every plan, one after the other, on one set of throwaway services: `just drill` prints the table.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may panic; clippy knows only functions marked as tests"
+)]
+
+mod stage;
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use stage::{DATABASE, Stage, said};
+
+/// A plan and what it needs to be told, in an order in which each finds what it looks for.
+const DRILL: &[(&str, &[&str])] = &[
+    ("verify-integrity", &[]),
+    ("daily-backup", &[]),
+    ("pre-migration-backup", &["-i", "change=drill"]),
+    ("daily-operations", &["-i", "review=false"]),
+    ("weekly-operations", &["-i", "review=false"]),
+    ("daily-backup", &[]),
+    ("alerts", &["-i", "samples=3"]),
+    ("warm-standby", &[]),
+    // The first takes the warm copy, the second has none left to take.
+    ("database-corruption", &[]),
+    ("database-corruption", &[]),
+    ("monthly-operations", &["-i", "review=false", "-i", "throwaway=true"]),
+];
+
+#[test]
+fn every_plan_is_drilled() {
+    let drilled: BTreeSet<&str> = DRILL.iter().map(|(plan, _)| *plan).collect();
+    let plans = std::fs::read_dir("plans").unwrap().map(|entry| entry.unwrap().path());
+    let left_out: Vec<String> = plans
+        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+        .map(|path| path.file_stem().unwrap().to_string_lossy().into_owned())
+        .filter(|plan| !drilled.contains(plan.as_str()))
+        .collect();
+    assert!(left_out.is_empty(), "not in `just drill`: {left_out:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "minutes; `just drill` runs it"]
+async fn drill() {
+    let stage = Stage::set(20_000, &json!({}));
+    let whole = stage.fingerprints(DATABASE).await;
+    let mut rows = vec![];
+    for (plan, inputs) in DRILL {
+        let recovers = *plan == "database-corruption";
+        if recovers {
+            stage.damage().await;
+        }
+        let file = format!("plans/{plan}.yaml");
+        let output = stage.run(&[&["run", &file, "--env", "test", "--yes"], *inputs].concat());
+        assert!(output.status.success(), "{plan}: {}", said(&output));
+        if recovers {
+            assert_eq!(stage.fingerprints(DATABASE).await, whole, "{plan}: every row is back");
+        }
+        let report: Value = serde_json::from_str(&stage.done(&["report", "--format", "json"])).unwrap();
+        rows.push(row(plan, &report));
+    }
+    println!("\n| plan | steps | run | recovery time | recovery point | objectives met |");
+    println!("| --- | --- | --- | --- | --- | --- |");
+    rows.iter().for_each(|row| println!("{row}"));
+    println!();
+}
+
+fn row(plan: &str, report: &Value) -> String {
+    let seconds = |value: &Value| value.as_f64().map_or_else(|| "–".to_owned(), |value| format!("{value:.2} s"));
+    let recovery = &report["recovery"];
+    let met = |objective: &str| match recovery[objective]["met"].as_bool() {
+        Some(true) => format!("{objective} met"),
+        Some(false) => format!("{objective} NOT met"),
+        None => format!("no {objective}"),
+    };
+    let steps = report["steps"].as_array().unwrap();
+    let warm = steps.iter().any(|step| step["id"] == "take-copy" && step["state"] == "succeeded");
+    format!(
+        "| {plan}{} | {} | {} | {} | {} | {}, {} |",
+        if warm { " (warm copy)" } else { "" },
+        steps.len(),
+        seconds(&report["seconds"]),
+        seconds(&recovery["time"]),
+        seconds(&recovery["point"]),
+        met("rto"),
+        met("rpo"),
+    )
+}
