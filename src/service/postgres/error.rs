@@ -24,6 +24,26 @@ pub(super) fn failure(attempted: impl fmt::Display, place: &str, error: &Error, 
     failure
 }
 
+/// As [`failure`], but without the values that the server quotes from a row that it could not
+/// take in: a key or a password may be among them.
+pub(super) fn failure_without_values(
+    attempted: impl fmt::Display,
+    place: &str,
+    error: &Error,
+    redactor: &Redactor,
+) -> Failure {
+    let Some(said) = error.as_db_error().filter(|said| said.code().code().starts_with("22")) else {
+        return failure(attempted, place, error, redactor);
+    };
+    // In each of the server's languages a value stands behind a colon.
+    let before_value = |text: &str| text.split_once(": ").map_or(text, |(words, _)| words).to_owned();
+    let mut words = format!("{} {}: {}", said.severity(), said.code().code(), before_value(said.message()));
+    if let Some(context) = said.where_() {
+        let _ = write!(words, " [{}]", before_value(context.lines().next().unwrap_or_default()));
+    }
+    Failure::permanent(redactor.redact(&format!("{attempted} at {place}: {words}")))
+}
+
 /// Whether trying again may help by itself.
 pub(super) fn is_transient(error: &Error) -> bool {
     if let Some(code) = error.code() {
@@ -68,7 +88,9 @@ fn is_transient_state(code: &SqlState) -> bool {
 /// The server's own words: severity, code, message, detail, and where in the statement.
 fn server_words(error: &DbError) -> String {
     let mut words = format!("{} {}: {}", error.severity(), error.code().code(), error.message());
-    if let Some(detail) = error.detail() {
+    // A row that breaks a promise is shown whole otherwise, password hashes and keys included.
+    let shows_row = matches!(error.code().code(), "23502" | "23514");
+    if let Some(detail) = error.detail().filter(|_| !shows_row) {
         let _ = write!(words, " ({detail})");
     }
     if let Some(context) = error.where_() {

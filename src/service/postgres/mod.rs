@@ -11,8 +11,10 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 mod address;
+pub mod copy;
 mod error;
 pub mod facts;
+pub mod relation;
 pub mod session;
 mod tls;
 pub mod tool;

@@ -94,6 +94,15 @@ impl Session {
         error::failure(attempted, &self.place, error, &self.redactor)
     }
 
+    /// As [`Session::failure`], for rows that nobody should read in a message: values that the
+    /// server quotes are left out.
+    pub fn failure_without_values(&self, attempted: impl fmt::Display, error: &tokio_postgres::Error) -> Failure {
+        if self.cancel.is_cancelled() {
+            return self.failure(attempted, error);
+        }
+        error::failure_without_values(attempted, &self.place, error, &self.redactor)
+    }
+
     /// Runs statements without parameters, their results thrown away.
     ///
     /// # Errors

@@ -472,7 +472,7 @@ fn ending(path: &str) -> Option<Compression> {
     }
 }
 
-fn writer(cx: &RunCx) -> String {
+pub(super) fn writer(cx: &RunCx) -> String {
     format!("{}-{}", cx.run, cx.step)
 }
 
@@ -491,7 +491,7 @@ fn same_rows(survey: &Survey, rows: &BTreeMap<String, u64>) -> Result<(), Failur
     Ok(())
 }
 
-async fn hash(storage: &Storage, path: &str, cx: &RunCx) -> Result<String, Failure> {
+pub(super) async fn hash(storage: &Storage, path: &str, cx: &RunCx) -> Result<String, Failure> {
     let mut source = Source::raw(storage, path, &cx.cancel).await?;
     let total = Some(source.object.bytes);
     let mut buffer = vec![0; PIECE];

@@ -8,12 +8,13 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::once::{self, Begun, Transaction, lock_timeout, number};
 use super::query::prepare;
-use super::{Fate, ReadAt, counted, database_resource, end_leftovers, fate, server, transaction_note};
+use super::{ReadAt, counted, database_resource, server};
 use crate::failure::Failure;
 use crate::matcher::Matcher;
+use crate::service::postgres::Session;
 use crate::service::postgres::value::Param;
-use crate::service::postgres::{Server, Session};
 use crate::step::effect::{Access, Effect};
 use crate::step::world::Fact;
 use crate::step::{
@@ -42,10 +43,6 @@ pub struct Execute {
     /// How long it waits for a lock.
     #[serde(default = "lock_timeout")]
     lock_timeout: Duration,
-}
-
-fn lock_timeout() -> Duration {
-    Duration::seconds(30)
 }
 
 impl StepType for Execute {
@@ -121,97 +118,30 @@ impl Step for Execute {
 
     async fn run(&self, cx: &RunCx) -> Result<Done, Failure> {
         let server = server(cx, &self.target)?;
-        let session = self.connect(&server).await?;
-        let system = session.server_facts().await?.system_identifier;
-        match self.happened(cx, &session, system.as_deref()).await? {
-            Earlier::Happened(done) => return Ok(done),
-            Earlier::Unknown(why) => {
-                return Err(Failure::permanent(format!("an earlier attempt may have been committed: {why}"))
-                    .help("look whether the change is there, then go on with `--mark-done` or `--rerun`"));
-            }
-            Earlier::DidNot => {}
-        }
+        let database = self.database.as_deref().unwrap_or(server.default_database());
         let attempted = self.attempted();
-        session
-            .batch(&attempted, &format!("BEGIN; SET LOCAL lock_timeout = {}", self.lock_timeout.std().as_millis()))
-            .await?;
-        let transaction: String = session.row(&attempted, "SELECT pg_current_xact_id()::text", &[]).await?.get(0);
-        let applied = self.apply(&session, &attempted, &transaction).await;
-        for notice in session.take_notices() {
-            cx.log(&format!("{notice}\n"));
-        }
-        let affected = match applied {
-            Ok(affected) => affected,
-            Err(failure) => {
-                // The server rolls back by itself when the session ends; this is just sooner.
-                let _ = session.batch("roll back", "ROLLBACK").await;
-                return Err(failure);
-            }
+        let transaction = match Transaction::begin(cx, &server, database, &attempted, self.lock_timeout).await? {
+            Begun::Open(transaction) => transaction,
+            Begun::Happened(note) => return Ok(done(&note)),
         };
-        cx.note(transaction_note(system.as_deref(), &transaction, json!({ "affected": affected }))).await?;
-        let Err(failure) = session.batch(format!("commit: {attempted}"), "COMMIT").await else {
-            return Ok(done(affected));
-        };
-        // The answer is lost, not the outcome: ask for it.
-        drop(session);
-        let session = self.connect(&server.detached()).await.map_err(|_| failure.clone())?;
-        let note = transaction_note(system.as_deref(), &transaction, Value::Null);
-        match fate(&session, &note, system.as_deref()).await? {
-            Fate::Committed => Ok(done(affected)),
-            Fate::Aborted => Err(failure),
-            Fate::Unknown(why) => Err(failure.help(why)),
-        }
+        let applied = self.apply(&transaction.session, &attempted).await;
+        let applied = applied.map(|affected| json!({ "affected": affected }));
+        transaction.end(cx, applied).await.map(|note| done(&note))
     }
 
     async fn after_kill(&self, cx: &RunCx) -> Result<AfterKill, Failure> {
-        let server = server(cx, &self.target)?;
-        let session = server.connect(None).await?;
-        let system = session.server_facts().await?.system_identifier;
-        if let Some(what) = end_leftovers(&session, cx).await? {
-            return Ok(AfterKill::StillGoing { what });
-        }
-        Ok(match self.happened(cx, &session, system.as_deref()).await? {
-            Earlier::Happened(done) => AfterKill::Happened(done),
-            Earlier::Unknown(why) => AfterKill::CannotTell { why },
-            Earlier::DidNot if cx.notes.is_empty() => {
-                AfterKill::DidNotHappen { why: "the attempt ended before its commit".to_owned() }
-            }
-            Earlier::DidNot => AfterKill::DidNotHappen { why: "its transaction was rolled back".to_owned() },
-        })
+        once::after_kill(cx, &server(cx, &self.target)?, done).await
     }
-}
-
-/// What earlier attempts came to.
-enum Earlier {
-    Happened(Done),
-    DidNot,
-    Unknown(String),
 }
 
 impl Execute {
-    async fn connect(&self, server: &Server) -> Result<Session, Failure> {
-        server.connect(Some(self.database.as_deref().unwrap_or(server.default_database()))).await
-    }
-
     fn attempted(&self) -> String {
         let verb = verb(&self.sql).unwrap_or_default().to_uppercase();
         format!("execute {verb} …")
     }
 
-    /// What became of every attempt that noted a transaction.
-    async fn happened(&self, cx: &RunCx, session: &Session, system: Option<&str>) -> Result<Earlier, Failure> {
-        for (_, note) in &cx.notes {
-            match fate(session, note, system).await? {
-                Fate::Committed => return Ok(Earlier::Happened(done(note["affected"].as_u64().unwrap_or(0)))),
-                Fate::Aborted => {}
-                Fate::Unknown(why) => return Ok(Earlier::Unknown(why)),
-            }
-        }
-        Ok(Earlier::DidNot)
-    }
-
-    /// Runs the statement, and makes sure that it may be committed.
-    async fn apply(&self, session: &Session, attempted: &str, transaction: &str) -> Result<u64, Failure> {
+    /// Runs the statement, and makes sure that it affects what it may.
+    async fn apply(&self, session: &Session, attempted: &str) -> Result<u64, Failure> {
         let statement = prepare(session, attempted, &self.sql, self.params.len()).await?;
         let params = self.params.iter().cloned().map(Param);
         let affected =
@@ -224,13 +154,6 @@ impl Execute {
                 counted(affected, "row"),
                 wanted.describe()
             )));
-        }
-        let now = session.row(attempted, "SELECT pg_current_xact_id_if_assigned()::text", &[]).await?;
-        if now.get::<_, Option<&str>>(0) != Some(transaction) {
-            return Err(Failure::permanent(format!(
-                "{attempted}: the statement ended the transaction that it runs in"
-            ))
-            .help("look what it did; write it without COMMIT or ROLLBACK"));
         }
         Ok(affected)
     }
@@ -259,7 +182,8 @@ impl Execute {
     }
 }
 
-fn done(affected: u64) -> Done {
+fn done(note: &Value) -> Done {
+    let affected = number(note, "affected");
     Done::new(format!("{} affected", counted(affected, "row"))).output("affected", affected)
 }
 

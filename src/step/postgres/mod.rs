@@ -12,14 +12,19 @@ use super::{Certainty, Findings, Preview, PreviewCx, RunCx};
 use crate::failure::Failure;
 use crate::ids::StepId;
 use crate::service::postgres::facts::{Activity, Database, TransactionStatus};
-use crate::service::postgres::{Server, Session, session_prefix};
+use crate::service::postgres::{Server, Session, name_parts, session_prefix};
 use crate::units::Size;
 
 pub mod backup;
+pub mod copy_rows;
 pub mod create_database;
 pub mod drop_database;
 pub mod execute;
+pub mod export;
+pub mod import;
+mod once;
 pub mod query;
+pub mod replication;
 pub mod restore;
 pub mod swap_databases;
 pub mod verify;
@@ -156,6 +161,11 @@ fn check_database_name(found: &mut Findings, pointer: &str, name: &str) {
             Some("name the application's database".to_owned()),
         );
     }
+}
+
+/// The parts of `schema.table`.
+fn table_of(name: &str) -> Result<[String; 2], String> {
+    name_parts(name).ok_or_else(|| format!("`{name}` is not a table's name: write it as schema.table"))
 }
 
 /// `1.2 GiB, 3 sessions`.
