@@ -64,7 +64,9 @@ async fn drill() {
     }
     println!("\n| plan | steps | run | recovery time | recovery point | objectives met |");
     println!("| --- | --- | --- | --- | --- | --- |");
-    rows.iter().for_each(|row| println!("{row}"));
+    for row in &rows {
+        println!("{row}");
+    }
     println!();
 }
 

@@ -53,7 +53,11 @@ fn name(path: &Path) -> &str {
 
 /// Values for the inputs that a plan has no default for.
 fn inputs(plan: &Path) -> &'static [&'static str] {
-    if name(plan) == "pre-migration-backup" { &["-i", "change=add-passkeys"] } else { &[] }
+    match name(plan) {
+        "pre-migration-backup" => &["-i", "change=add-passkeys"],
+        "monthly-operations" => &["-i", "throwaway=true"],
+        _ => &[],
+    }
 }
 
 #[test]
@@ -131,12 +135,14 @@ fn a_slip_in_the_recovery_is_found() {
     std::fs::create_dir(folder.path().join("environments")).unwrap();
     let environment = std::fs::read_to_string("plans/environments/production.yaml").unwrap();
     std::fs::write(folder.path().join("environments/production.yaml"), environment).unwrap();
+    let verify = "verify-integrity.yaml";
+    std::fs::copy(format!("plans/{verify}"), folder.path().join(verify)).unwrap();
     let plan = std::fs::read_to_string("plans/database-corruption.yaml").unwrap();
     let slips = [
         ("{{ steps.find-backup.path }}", "{{ steps.find-backups.path }}", "find-backup"),
         ("    storage.verify:", "    storage.verfy:", "storage.verify"),
         ("target: backups", "target: backup", "backups"),
-        ("constraints: true", "constraint: true", "constraints"),
+        ("readable: true", "readible: true", "readable"),
     ];
     for (right, wrong, suggested) in slips {
         let file = folder.path().join("slip.yaml");
