@@ -19,5 +19,7 @@ mod export;
 mod fixture;
 #[path = "row_steps/import.rs"]
 mod import;
+#[path = "row_steps/plans.rs"]
+mod plans;
 #[path = "row_steps/replication.rs"]
 mod replication;
