@@ -7,7 +7,7 @@ use lifeboat::step::{Action, AfterKill, Certainty};
 use serde_json::{Value, json};
 
 use crate::fixture::{KEYS, Place};
-use crate::support::{connect, connect_to, postgres_url, sql, unique, url_with};
+use crate::support::{Harness, connect, connect_to, postgres_url, sql, unique, url_with};
 
 const EXPORT: &str = "postgres.export";
 
@@ -75,6 +75,15 @@ async fn a_query_and_both_formats() {
             .unwrap();
         assert_eq!(done.outputs["rows"], 20_000, "{format}");
     }
+    // Without a primary key, another one that is never null gives the order.
+    sql(&database, "CREATE TABLE public.\"odd;\"\"one\" (a int UNIQUE, b int NOT NULL UNIQUE, \"c,d\" text); INSERT INTO public.\"odd;\"\"one\" VALUES (1, 3), (2, 2), (3, 1)").await;
+    let to = json!({ "storage": "store", "path": "odd.csv" });
+    place
+        .again()
+        .run(EXPORT, params(&database, json!({ "table": "public.\"odd;\"\"one\"", "to": to })))
+        .await
+        .unwrap();
+    assert_eq!(place.read("odd.csv"), "a,b,\"c,d\"\n3,1,\n2,2,\n1,3,\n");
     let to = json!({ "storage": "store", "path": "none.csv" });
     let none = json!({ "sql": "SELECT 1 AS one WHERE false", "to": to });
     assert_eq!(place.again().run(EXPORT, params(&database, none)).await.unwrap().outputs["rows"], 0);
@@ -124,7 +133,7 @@ async fn what_can_not_be_exported_is_foreseen() {
     sql(&database, &format!("CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT USAGE ON SCHEMA auth TO {role}; GRANT SELECT ON auth.jwks TO {role}; ALTER TABLE auth.jwks ENABLE ROW LEVEL SECURITY")).await;
     let url = url_with(&postgres_url(), Some((&role, "x")), "postgres");
     assert!(connect_to(&url).await.is_ok());
-    let harness = crate::support::Harness::with([
+    let harness = Harness::with([
         ("db", crate::support::postgres(&url)),
         ("store", place.harness.services.target("store").unwrap().clone()),
     ]);
@@ -174,4 +183,37 @@ async fn a_cancelled_export_leaves_nothing() {
     place.harness.cancel.cancel();
     assert!(running.await.unwrap().unwrap_err().message.contains("cancelled"));
     assert!(place.files().is_empty());
+}
+
+#[tokio::test]
+async fn a_bucket_takes_it_as_well() {
+    let place = Place::new("exp_bucket");
+    let database = place.names.create("live", KEYS).await;
+    let endpoint = std::env::var("LIFEBOAT_TEST_S3").expect("LIFEBOAT_TEST_S3 names an S3 endpoint");
+    let bucket = unique("exp_bucket").replace('_', "-");
+    assert!(reqwest::Client::new().put(format!("{endpoint}/{bucket}")).send().await.unwrap().status().is_success());
+    let settings = [
+        ("bucket", bucket.as_str()),
+        ("endpoint", &endpoint),
+        ("access_key_id", "testing"),
+        ("secret_access_key", "testing"),
+        ("disable_config_load", "true"),
+    ];
+    let settings = settings.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let store = lifeboat::service::Target::Storage(lifeboat::service::StorageSettings {
+        scheme: "s3".to_owned(),
+        settings,
+    });
+    let targets = || [("db", crate::support::postgres(&postgres_url())), ("store", store.clone())];
+    let to = json!({ "storage": "store", "path": "keys/a.bin" });
+    let many = json!({ "sql": "SELECT g, repeat('x', 1000) FROM generate_series(1, 20000) g", "format": "binary", "to": to });
+    let done = Harness::with(targets()).run(EXPORT, params(&database, many)).await.unwrap();
+    sql(&database, "CREATE TABLE public.many (g int PRIMARY KEY, x text)").await;
+    let import = json!({ "target": "db", "database": database, "table": "public.many", "format": "binary", "from": to, "sha256": done.outputs["sha256"] });
+    assert_eq!(Harness::with(targets()).run("postgres.import", import).await.unwrap().outputs["rows"], 20_000);
+    let failure = Harness::with(targets())
+        .run(EXPORT, params(&database, json!({ "table": "auth.jwks", "to": to })))
+        .await
+        .unwrap_err();
+    assert!(failure.message.contains("already has an object"), "{failure}");
 }

@@ -1,11 +1,16 @@
 //! `postgres.import`.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use lifeboat::step::world::World;
 use lifeboat::step::{Action, AfterKill, Certainty};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::fixture::{KEYS, Place};
-use crate::support::{sql, value};
+use crate::support::{Harness, postgres, sql, value};
 
 const EXPORT: &str = "postgres.export";
 const IMPORT: &str = "postgres.import";
@@ -164,4 +169,60 @@ async fn a_killed_import_is_asked_of_its_transaction() {
     assert_eq!(place.harness.after_kill(IMPORT, params.clone()).await, AfterKill::Happened(done.clone()));
     // Once more, it would meet its own rows; it knows that they are its own.
     assert_eq!(place.harness.run(IMPORT, params).await.unwrap(), done);
+}
+
+/// Stands before the server, and breaks the first connection that commits: before the server
+/// hears of it, or before its answer comes back. Gives the URL to go through.
+async fn breaking(heard: bool) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = crate::support::postgres_url();
+    let host = url.rsplit_once('@').unwrap().1.split('/').next().unwrap().to_owned();
+    let through = url.replace(&host, &listener.local_addr().unwrap().to_string());
+    let broken = Arc::new(AtomicBool::new(false));
+    tokio::spawn(async move {
+        loop {
+            let (client, _) = listener.accept().await.unwrap();
+            let (server, broken) = (TcpStream::connect(&host).await.unwrap(), broken.clone());
+            tokio::spawn(async move {
+                let ((mut asks, mut told), (mut answers, mut to_server)) =
+                    (client.into_split(), server.into_split());
+                let telling = tokio::spawn(async move { tokio::io::copy(&mut answers, &mut told).await.map(drop) });
+                let mut buffer = vec![0; 1 << 16];
+                while let Ok(read @ 1..) = asks.read(&mut buffer).await {
+                    let commits = buffer[..read].windows(7).any(|bytes| bytes == b"COMMIT\0");
+                    if commits && !broken.swap(true, Ordering::SeqCst) {
+                        telling.abort();
+                        if heard {
+                            to_server.write_all(&buffer[..read]).await.unwrap();
+                        }
+                        break;
+                    }
+                    to_server.write_all(&buffer[..read]).await.unwrap();
+                }
+            });
+        }
+    });
+    through
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_at_the_commit_leaves_no_doubt() {
+    for heard in [true, false] {
+        let place = Place::new("imp_break");
+        let database = place.names.create("live", KEYS).await;
+        exported(&place, &database, "csv").await;
+        let before = content(&database).await;
+        sql(&database, "DELETE FROM auth.jwks").await;
+        let store = place.harness.services.target("store").unwrap().clone();
+        let harness = Harness::with([("db", postgres(&breaking(heard).await)), ("store", store)]);
+        let first = harness.run(IMPORT, params(&database, json!({}))).await;
+        if heard {
+            assert_eq!(first.unwrap().outputs["rows"], 3, "the server says that it was committed");
+        } else {
+            assert!(first.unwrap_err().transient);
+            assert_eq!(content(&database).await, "");
+            assert_eq!(harness.run(IMPORT, params(&database, json!({}))).await.unwrap().outputs["rows"], 3);
+        }
+        assert_eq!(content(&database).await, before);
+    }
 }

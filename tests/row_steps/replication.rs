@@ -90,13 +90,19 @@ impl Drop for Cluster {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_standby_follows_falls_behind_and_goes() {
-    let folder = tempfile::Builder::new().prefix("lifeboat-standby-").tempdir_in("/var/tmp").unwrap();
+/// A folder that PostgreSQL's user may write to.
+fn cluster_folder() -> tempfile::TempDir {
+    let folder = tempfile::Builder::new().prefix("lifeboat-cluster-").tempdir_in("/var/tmp").unwrap();
     if nix::unistd::geteuid().is_root() {
         let user = nix::unistd::User::from_name("postgres").unwrap().expect("a user postgres");
         nix::unistd::chown(folder.path(), Some(user.uid), Some(user.gid)).unwrap();
     }
+    folder
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_follows_falls_behind_and_goes() {
+    let folder = cluster_folder();
     let primary = Cluster::primary(folder.path());
     let harness = Harness::with([("db", postgres(&primary.url()))]);
     let params = |max_lag: Value| json!({ "target": "db", "max_lag": max_lag });
@@ -136,6 +142,18 @@ async fn a_standby_follows_falls_behind_and_goes() {
     }
     second.batch_execute("SELECT pg_wal_replay_resume()").await.unwrap();
     harness.run(REPLICATION, params(json!("10s"))).await.unwrap();
+
+    // Rows come from a standby as well: nothing is written there.
+    let names = crate::support::Databases::new("standby_rows");
+    let database = names.create("to", "CREATE TABLE t (g int PRIMARY KEY, repeat text)").await;
+    let both = Harness::with([("standby", postgres(&standby.url())), ("db", postgres(&postgres_url()))]);
+    let copy = json!({
+        "from": { "target": "standby", "database": "postgres", "table": "t" },
+        "to": { "target": "db", "database": database }, "where": "g > $1", "params": [9000], "follow": true,
+    });
+    let preview = both.preview("postgres.copy_rows", copy.clone(), &World::default()).await;
+    assert!(preview.problems.is_empty() && preview.summary.contains("1000 rows"), "{preview:?}");
+    assert_eq!(both.run("postgres.copy_rows", copy).await.unwrap().outputs["total"], 1000);
 
     let from_standby = Harness::with([("db", postgres(&standby.url()))]);
     let failure = from_standby.run(REPLICATION, params(json!("10s"))).await.unwrap_err();

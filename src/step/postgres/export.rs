@@ -169,7 +169,10 @@ impl Step for Export {
         let begin = format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {PLAIN_FORMS}");
         session.batch(&attempted, &begin).await?;
         let select = self.select(&session).await?;
-        let options = UploadOptions { writer: &writer(cx), expected_bytes: 0, replace: false };
+        // No more than a guess, to make parts large enough.
+        let size = session.row(&attempted, "SELECT pg_database_size(current_database())", &[]).await?;
+        let expected_bytes = size.get::<_, i64>(0).unsigned_abs();
+        let options = UploadOptions { writer: &writer(cx), expected_bytes, replace: false };
         let mut upload = storage.upload(&self.to.path, options).await?;
         let noted = match self.pump(cx, &session, &attempted, &select, &mut upload).await {
             Ok((rows, sha256)) => {

@@ -320,7 +320,11 @@ impl Import {
         }
         let table = layout.table.sql();
         if self.mode == Mode::Replace {
-            session.batch(&attempted, &format!("DELETE FROM {}", layout.table.source())).await?;
+            // Rows that others add meanwhile would stay beside those of the file.
+            let table = &layout.table;
+            let replace =
+                format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE; DELETE FROM {}", table.sql(), table.source());
+            session.batch(&attempted, &replace).await?;
         }
         let conflict = match (&layout.key, self.mode) {
             (Some(key), Mode::Merge) => on_conflict_update(key, &layout.columns),
