@@ -16,7 +16,7 @@ use super::schema;
 use super::shape::{Hole, Holes};
 use super::source::{Source, escape, segments};
 use crate::environment::{Environment, EnvironmentDocument};
-use crate::service::Target;
+use crate::service::{PostgresSettings, Target};
 use crate::step::ValueKind;
 use crate::template::Templated;
 
@@ -113,19 +113,36 @@ pub fn read(
     Some(Read { environment, secret })
 }
 
+/// A target beside another one is reached in no other way, and that other one is a server of its own.
+fn is_beside(document: &EnvironmentDocument, name: &str, settings: &PostgresSettings, found: &mut Collector<'_>) {
+    let pointer = format!("/targets/{}/postgres/beside", escape(name));
+    let Some(beside) = &settings.beside else { return };
+    if settings.url.is_some() || settings.sandbox.is_some() {
+        let other = if settings.url.is_some() { "url" } else { "sandbox" };
+        let message = format!("target `{name}` has both `{other}` and `beside`");
+        found.key(&pointer, "lifeboat::unknown_key", message, "remove one of them".to_owned());
+    }
+    let original = document.targets.get(&beside.like);
+    if !matches!(original, Some(Target::Postgres(original)) if original.beside.is_none()) {
+        let message = format!("`{}` is no `postgres` target with a server of its own", clip(&beside.like));
+        found.value(&format!("{pointer}/like"), "lifeboat::unknown_target", message, None);
+    }
+}
+
 /// Targets that no setting says how to reach.
 fn unreachable_targets(document: &EnvironmentDocument, found: &mut Collector<'_>) {
     for (name, target) in &document.targets {
         let Target::Postgres(settings) = target else { continue };
         let pointer = format!("/targets/{}/postgres", escape(name));
-        match (&settings.url, &settings.sandbox) {
-            (None, None) => found.key(
+        match (&settings.url, settings.sandbox.is_some() || settings.beside.is_some()) {
+            (None, false) => found.key(
                 &pointer,
                 "lifeboat::missing_key",
                 format!("target `{name}` needs `url`"),
                 "add `url: postgres://…`, or `sandbox: {}` for a throwaway cluster".to_owned(),
             ),
-            (Some(_), Some(_)) => found.key(
+            (_, true) if settings.beside.is_some() => is_beside(document, name, settings, found),
+            (Some(_), true) => found.key(
                 &format!("{pointer}/sandbox"),
                 "lifeboat::unknown_key",
                 format!("target `{name}` has both `url` and `sandbox`"),

@@ -92,6 +92,20 @@ pub struct PostgresSettings {
     /// Instead of `url`: a throwaway cluster that Lifeboat starts and removes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<PostgresSandbox>,
+    /// Instead of `url`: a cluster on this machine with the roles and passwords of another target's:
+    /// one that `postgres.recover_to` makes, or a sandbox's standby.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beside: Option<BesideSettings>,
+}
+
+/// Where a cluster beside another one is reached.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BesideSettings {
+    /// The target whose role and password are used.
+    pub like: String,
+    /// The port on 127.0.0.1.
+    pub port: u16,
 }
 
 /// A throwaway PostgreSQL cluster.
@@ -104,8 +118,20 @@ pub struct PostgresSandbox {
     /// The port on 127.0.0.1; by default a free one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// Whether it archives its WAL, into `archive` in the target's folder of the sandbox; base
+    /// backups can then be taken of it.
+    #[serde(skip_serializing_if = "is_false")]
+    pub archive: bool,
+    /// The port on 127.0.0.1 of a standby that follows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub standby: Option<u16>,
     /// Server settings (`shared_buffers: 64MB`).
     pub settings: BTreeMap<String, String>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference over")]
+const fn is_false(truth: &bool) -> bool {
+    !*truth
 }
 
 fn maintenance_database() -> String {

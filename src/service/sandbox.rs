@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use nix::unistd::{Uid, User, geteuid};
 
-mod server;
+pub(crate) mod server;
 
 use super::PostgresSandbox;
 use super::postgres::tool;
@@ -49,12 +49,20 @@ impl Cluster {
 
     /// `127.0.0.1:port`, when the cluster was made.
     pub fn address(&self) -> Option<String> {
-        self.state().ok().flatten().map(|state| format!("127.0.0.1:{}", state.port))
+        self.state().ok().flatten().map(|state| match state.standby {
+            Some(standby) => format!("127.0.0.1:{}, its standby at 127.0.0.1:{standby}", state.port),
+            None => format!("127.0.0.1:{}", state.port),
+        })
     }
 
-    /// Whether its server runs.
+    /// Whether its server runs, and its standby's where it has one.
     pub fn is_up(&self) -> bool {
-        self.state().ok().flatten().is_some_and(|state| state.is_up())
+        self.state().ok().flatten().is_some_and(|state| state.all_up())
+    }
+
+    /// Where it archives its WAL when it was made to: a link to where its server can write.
+    pub fn archive(&self) -> PathBuf {
+        self.folder.join("archive")
     }
 
     /// Makes the cluster if need be and starts its server; one that runs is left as it is.
@@ -64,7 +72,8 @@ impl Cluster {
     pub async fn up(&self, settings: &PostgresSandbox) -> Result<(), Failure> {
         let _lock = self.lock().await?;
         let made = match self.state()? {
-            Some(state) if state.is_up() => return Ok(()),
+            Some(state) if state.all_up() => return Ok(()),
+            Some(state) if state.is_up() => return self.start_standby(&state).await,
             Some(state) if state.data().join("PG_VERSION").is_file() && state.is_configured() => Some(state),
             // Left by a process that was killed while it made the cluster.
             Some(state) => {
@@ -77,7 +86,24 @@ impl Cluster {
             Some(state) => state,
             None => self.make(settings).await?,
         };
-        self.start(state, settings.port.is_none()).await
+        self.start(state, settings.port.is_none()).await?;
+        match self.state()? {
+            Some(state) => self.start_standby(&state).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the standby if need be, and starts it.
+    async fn start_standby(&self, state: &State) -> Result<(), Failure> {
+        let Some(standby) = state.standby() else { return Ok(()) };
+        if standby.is_up() {
+            return Ok(());
+        }
+        // Written at the copy's end.
+        if !standby.is_followed() {
+            standby.follow(state).await?;
+        }
+        self.start(standby, false).await
     }
 
     /// Stops its server and keeps its data. One that doesn't run is fine.
@@ -90,7 +116,7 @@ impl Cluster {
         }
         let _lock = self.lock().await?;
         match self.state()? {
-            Some(state) => state.stop().await,
+            Some(state) => stop_all(&state).await,
             None => Ok(()),
         }
     }
@@ -105,7 +131,7 @@ impl Cluster {
         }
         let lock = self.lock().await?;
         if let Some(state) = self.state()? {
-            state.stop().await?;
+            stop_all(&state).await?;
             self.remove(&state)?;
         }
         let removed = fs::remove_file(self.lock_file()).and_then(|()| fs::remove_dir(&self.folder));
@@ -146,11 +172,14 @@ impl Cluster {
             None => self.folder.join("cluster"),
             Some(_) => Path::new("/var/tmp").join(format!("lifeboat-{}", random_text(12))),
         };
+        // A link may stand alone on the PATH; the other programs are where it leads.
+        let program = fs::canonicalize(&initdb.path).map_err(cannot("find", &initdb.path))?;
         let state = State {
             home,
-            bin_dir: initdb.path.parent().unwrap_or(Path::new("/")).to_owned(),
+            bin_dir: program.parent().unwrap_or(Path::new("/")).to_owned(),
             port: settings.port.map_or_else(free_port, Ok)?,
             password: random_text(32),
+            standby: settings.standby,
             user,
         };
         self.write(&state)?;
@@ -172,6 +201,10 @@ impl Cluster {
         fs::remove_file(&password_file).map_err(cannot("remove", &password_file))?;
         succeeded(&output, "initdb", None)?;
         state.configure(settings)?;
+        if settings.archive {
+            let link = self.archive();
+            std::os::unix::fs::symlink(state.archive(), &link).map_err(cannot("link", &link))?;
+        }
         Ok(state)
     }
 
@@ -238,6 +271,10 @@ impl Cluster {
             }
             _ => {}
         }
+        let link = self.archive();
+        if link.is_symlink() {
+            fs::remove_file(&link).map_err(cannot("remove", &link))?;
+        }
         // Last: until here another try finds what is left.
         let file = self.state_file();
         fs::remove_file(&file).map_err(cannot("remove", &file))
@@ -263,8 +300,16 @@ impl Cluster {
     }
 }
 
+/// The standby first, so that it doesn't miss its primary.
+async fn stop_all(state: &State) -> Result<(), Failure> {
+    if let Some(standby) = state.standby() {
+        standby.stop().await?;
+    }
+    state.stop().await
+}
+
 /// Whom the server runs as when this process is root's, as servers refuse to be: `postgres`, else `nobody`.
-fn server_user() -> Result<Option<String>, Failure> {
+pub(crate) fn server_user() -> Result<Option<String>, Failure> {
     if geteuid() != Uid::from_raw(0) {
         return Ok(None);
     }
@@ -384,6 +429,7 @@ mod tests {
             bin_dir: "/nowhere".into(),
             port: 1,
             password: "x".into(),
+            standby: None,
             user: None,
         };
         cluster.write(&state).unwrap();

@@ -16,13 +16,15 @@ mod error;
 pub mod facts;
 pub mod relation;
 pub mod session;
+pub mod side;
 mod tls;
 pub mod tool;
 pub mod value;
+pub mod wal;
 
 pub use session::Session;
 
-use super::{PostgresSettings, Services, Target};
+use super::{BesideSettings, PostgresSettings, Services, Target};
 use crate::failure::Failure;
 use crate::ids::{RunId, StepId};
 use crate::secret::Redactor;
@@ -65,6 +67,9 @@ impl Services {
                 return Err(Failure::permanent(format!("target `{target}` is a {}, not a postgres", other.kind())));
             }
         };
+        if let (None, Some(beside)) = (&settings.url, &settings.beside) {
+            return self.beside(target, settings, beside);
+        }
         let Some(url) = &settings.url else {
             return Err(match settings.sandbox {
                 Some(_) => Failure::permanent(format!("the sandbox of target `{target}` is not up"))
@@ -90,6 +95,42 @@ impl Services {
             redactor: self.redactor.clone(),
         })
     }
+
+    /// The same role and password as another target's, on a port of this machine.
+    fn beside(
+        &self,
+        target: &str,
+        settings: &PostgresSettings,
+        beside: &BesideSettings,
+    ) -> Result<Server, Failure> {
+        match self.target(&beside.like)? {
+            Target::Postgres(original) if original.beside.is_none() => {}
+            _ => {
+                return Err(Failure::permanent(format!(
+                    "target `{target}` is like `{}`, which is no postgres with a server of its own",
+                    beside.like
+                )));
+            }
+        }
+        let like = self.postgres(&beside.like)?;
+        let mut config = tokio_postgres::Config::new();
+        config.host("127.0.0.1").port(beside.port).user(like.user());
+        config.ssl_mode(tokio_postgres::config::SslMode::Disable);
+        if let Some(password) = like.address.config.get_password() {
+            config.password(password);
+        }
+        if let Some(database) = like.address.config.get_dbname() {
+            config.dbname(database);
+        }
+        let settings = PostgresSettings {
+            maintenance_database: like.settings.maintenance_database.clone(),
+            bin_dir: settings.bin_dir.clone().or_else(|| like.settings.bin_dir.clone()),
+            ..settings.clone()
+        };
+        let address =
+            Address { config, tls: address::TlsSettings { mode: address::Mode::Disable, ..Default::default() } };
+        Ok(Server { target: target.into(), settings: Arc::new(settings), address: Arc::new(address), ..like })
+    }
 }
 
 impl Server {
@@ -106,6 +147,22 @@ impl Server {
     /// `host:port`, for messages.
     pub fn host_and_port(&self) -> String {
         self.address.place()
+    }
+
+    /// The port on this machine's loopback that it is reached at, if that is where it is.
+    pub fn loopback_port(&self) -> Option<u16> {
+        let host = self.address.host();
+        ["127.0.0.1", "localhost"].contains(&host.as_str()).then(|| self.address.port())
+    }
+
+    /// The same server through a socket in `folder`: without a password, and without TLS.
+    #[must_use]
+    pub fn through_socket(&self, folder: &std::path::Path) -> Self {
+        let mut config = tokio_postgres::Config::new();
+        config.host_path(folder).port(self.address.port()).user(self.user());
+        config.ssl_mode(tokio_postgres::config::SslMode::Disable);
+        let tls = address::TlsSettings { mode: address::Mode::Disable, ..Default::default() };
+        Self { address: Arc::new(Address { config, tls }), ..self.clone() }
     }
 
     /// The role that connects.

@@ -32,6 +32,13 @@ wal_level = minimal
 max_wal_senders = 0
 ";
 
+/// What base backups and standbys need besides.
+const REPLICATION: &str = "\
+wal_level = replica
+max_wal_senders = 10
+wal_keep_size = 64MB
+";
+
 /// What `cluster.json` holds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct State {
@@ -41,6 +48,9 @@ pub(super) struct State {
     pub bin_dir: PathBuf,
     pub port: u16,
     pub password: String,
+    /// The port of its standby, which lies in its home.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby: Option<u16>,
     /// The user it runs as, when that is not the one who calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
@@ -49,6 +59,58 @@ pub(super) struct State {
 impl State {
     pub fn data(&self) -> PathBuf {
         self.home.join("data")
+    }
+
+    /// Where it archives its WAL, if it does.
+    pub fn archive(&self) -> PathBuf {
+        self.home.join("archive")
+    }
+
+    /// Its standby, as a cluster of its own.
+    pub fn standby(&self) -> Option<Self> {
+        let port = self.standby?;
+        Some(Self { home: self.home.join("standby"), port, standby: None, ..self.clone() })
+    }
+
+    /// Whether its server runs, and its standby's where there is one.
+    pub fn all_up(&self) -> bool {
+        self.is_up() && self.standby().is_none_or(|standby| standby.is_up())
+    }
+
+    /// Whether the copy came to its end: what it is to follow, and as whom, is written last.
+    pub fn is_followed(&self) -> bool {
+        let socket = format!("unix_socket_directories = '{}'", self.socket_folder().replace('\'', "''"));
+        self.data().join("standby.signal").is_file()
+            && fs::read_to_string(self.configuration()).is_ok_and(|text| text.contains(&socket))
+    }
+
+    /// Copies the cluster that runs into this one's folder, to follow it.
+    pub async fn follow(&self, primary: &Self) -> Result<(), Failure> {
+        if self.home.exists() {
+            fs::remove_dir_all(&self.home).map_err(cannot("remove", &self.home))?;
+        }
+        fs::create_dir(&self.home).map_err(cannot("create", &self.home))?;
+        self.give(&self.home)?;
+        let mut command = self.command("pg_basebackup");
+        command.args([
+            "--host=127.0.0.1",
+            "--username=postgres",
+            "--no-password",
+            "--checkpoint=fast",
+            "--no-sync",
+        ]);
+        command.args(["--write-recovery-conf", "--pgdata"]).arg(self.data());
+        command.arg(format!("--port={}", primary.port)).env("PGPASSWORD", &primary.password);
+        succeeded(&finish(command, "pg_basebackup").await?, "copy the sandbox's cluster for its standby", None)?;
+        let file = self.configuration();
+        let mut open = OpenOptions::new().append(true).open(&file).map_err(cannot("open", &file))?;
+        let socket = self.socket_folder();
+        writeln!(open, "unix_socket_directories = '{}'", socket.replace('\'', "''")).map_err(cannot("write", &file))
+    }
+
+    fn socket_folder(&self) -> String {
+        let socket = self.home.display().to_string();
+        if socket.len() < SOCKET_ROOM { socket } else { String::new() }
     }
 
     fn configuration(&self) -> PathBuf {
@@ -61,9 +123,17 @@ impl State {
 
     pub fn configure(&self, settings: &PostgresSandbox) -> Result<(), Failure> {
         let quoted = |text: &str| text.replace('\'', "''");
-        let socket = self.home.display().to_string();
-        let socket = if socket.len() < SOCKET_ROOM { socket } else { String::new() };
-        let mut text = format!("\n{SETTINGS}unix_socket_directories = '{}'\n", quoted(&socket));
+        let mut text = format!("\n{SETTINGS}unix_socket_directories = '{}'\n", quoted(&self.socket_folder()));
+        if settings.archive || settings.standby.is_some() {
+            text.push_str(REPLICATION);
+        }
+        if settings.archive {
+            let archive = self.archive();
+            fs::create_dir(&archive).map_err(cannot("create", &archive))?;
+            self.give(&archive)?;
+            let command = quoted(&archive_command(&archive));
+            let _ = writeln!(text, "archive_mode = on\narchive_command = '{command}'");
+        }
         for (name, value) in &settings.settings {
             if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.') {
                 return Err(Failure::permanent(format!("`{name}` can't name a server setting")));
@@ -165,8 +235,17 @@ impl State {
     }
 }
 
+/// Copies a segment in whole or not at all; one that is there already must be the same.
+fn archive_command(archive: &Path) -> String {
+    let folder = archive.display().to_string().replace('%', "%%").replace('\'', r"'\''");
+    format!(
+        "cd '{folder}' && if [ -f '%f' ]; then cmp -s \"$OLDPWD/%p\" '%f'; else \
+         cp \"$OLDPWD/%p\" '.%f.new' && sync '.%f.new' && mv '.%f.new' '%f' && sync .; fi"
+    )
+}
+
 /// Runs a command to its end. What it leaves running (the server) has let go of the pipes.
-pub(super) async fn finish(mut command: std::process::Command, name: &str) -> Result<Output, Failure> {
+pub(crate) async fn finish(mut command: std::process::Command, name: &str) -> Result<Output, Failure> {
     let failed = |error: io::Error| Failure::permanent(format!("run {name}: {error}"));
     // The server inherits pg_ctl's output; through a pipe it would never be closed.
     let mut said = tempfile::tempfile().map_err(failed)?;

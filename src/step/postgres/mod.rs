@@ -16,14 +16,18 @@ use crate::service::postgres::{Server, Session, name_parts, session_prefix};
 use crate::units::Size;
 
 pub mod backup;
+pub mod base_backup;
 pub mod copy_rows;
 pub mod create_database;
 pub mod drop_database;
 pub mod execute;
 pub mod export;
+pub mod folder;
 pub mod import;
 mod once;
 pub mod query;
+pub mod recover_to;
+pub mod remove_cluster;
 pub mod replication;
 pub mod restore;
 pub mod swap_databases;
@@ -119,6 +123,12 @@ impl ReadAt {
         }
         let Some(services) = cx.services else { return Ok(Self::Unseen) };
         let failed = |failure| Box::new(Preview::failed(failure));
+        // A whole server that a step before brings into being.
+        if let Some(foretold) = cx.world.fact(&Resource::server(target))
+            && matches!(foretold.fact, Fact::Present { .. })
+        {
+            return Ok(Self::Later { because: foretold.because.clone(), rows: None, rehearsal: None });
+        }
         let server = services.postgres(target).map_err(failed)?;
         let name = database.unwrap_or(server.default_database());
         let session = server.connect(None).await.map_err(failed)?;
