@@ -45,14 +45,18 @@ impl Desk {
 
     fn run(&self, plan: &str, more: &[&str]) -> Output {
         let plan = format!("plans/{plan}.yaml");
+        self.command(&[&["run", &plan, "--env", "test", "--yes"], more].concat()).output().unwrap()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
-        command.args(["run", &plan, "--env", "test", "--yes"]).args(more).env("TEST_DATABASE", postgres_url());
+        command.args(args).env("TEST_DATABASE", postgres_url());
         command
             .current_dir(self.folder.path())
             .stdin(Stdio::null())
             .env_remove("LIFEBOAT_STATE")
             .env("NO_COLOR", "1");
-        command.output().unwrap()
+        command
     }
 
     async fn count(&self, table: &str) -> u32 {
@@ -117,6 +121,36 @@ async fn what_has_expired_goes_in_batches_and_no_more_than_allowed() {
     let output = desk.run("emergency-cleanup", &[]);
     assert!(!output.status.success() && said(&output).contains("151"), "{}", said(&output));
     assert_eq!(desk.count("auth.sessions").await, sessions - 100, "more than allowed: nothing is deleted");
+}
+
+#[tokio::test]
+async fn a_cleanup_that_was_killed_goes_on_with_its_own_cut_off() {
+    let desk = Desk::new("plan_killed", json!({ "batch": 10, "most": 50 })).await;
+    sql(&desk.database, "UPDATE auth.sessions SET created_at = now() - interval '2 days', expires_at = now() - interval '1 day' WHERE id <= 45").await;
+    let sessions = desk.count("auth.sessions").await;
+    // The third batch waits for a lock: there it is killed.
+    let holder = crate::support::connect(&desk.database).await;
+    holder.batch_execute("CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF OLD.id = 21 THEN PERFORM pg_advisory_xact_lock_shared(7); END IF; RETURN OLD; END';
+        CREATE TRIGGER wait BEFORE DELETE ON auth.sessions FOR EACH ROW EXECUTE FUNCTION wait(); SELECT pg_advisory_lock(7)").await.unwrap();
+    let mut command = desk.command(&["run", "plans/emergency-cleanup.yaml", "--env", "test", "--yes"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let waiting =
+        format!("SELECT 1 FROM pg_stat_activity WHERE datname = '{}' AND wait_event = 'advisory'", desk.database);
+    crate::support::until("the third batch waits", || async { value("postgres", &waiting).await.is_some() }).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(desk.count("auth.sessions").await, sessions - 20, "two batches are done");
+    // What expires between the run's start and its resumption stays.
+    sql(
+        &desk.database,
+        "UPDATE auth.sessions SET expires_at = now(), created_at = now() - interval '1 day' WHERE id = 46",
+    )
+    .await;
+    holder.batch_execute("SELECT pg_advisory_unlock(7)").await.unwrap();
+    let output = desk.command(&["resume", "--yes"]).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(desk.count("auth.sessions").await, sessions - 45);
+    assert_eq!(desk.count("auth.sessions WHERE id = 46").await, 1);
 }
 
 #[tokio::test]
