@@ -136,7 +136,12 @@ async fn a_cleanup_that_was_killed_goes_on_with_its_own_cut_off() {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let waiting =
         format!("SELECT 1 FROM pg_stat_activity WHERE datname = '{}' AND wait_event = 'advisory'", desk.database);
-    crate::support::until("the third batch waits", || async { value("postgres", &waiting).await.is_some() }).await;
+    let end = std::time::Instant::now() + std::time::Duration::from_mins(1);
+    while value("postgres", &waiting).await.is_none() {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before its third batch");
+        assert!(std::time::Instant::now() < end, "the third batch never waited");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(desk.count("auth.sessions").await, sessions - 20, "two batches are done");
