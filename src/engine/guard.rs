@@ -67,16 +67,15 @@ impl Guards {
     /// # Errors
     /// When somebody else holds one, with who it is.
     pub(super) async fn acquire(cx: &Context, plan: &Plan, run: &RunId) -> Result<Self, EngineError> {
-        let changed: BTreeSet<Resource> = effects(plan)
-            .into_iter()
-            .filter(|effect| effect.access.writes())
-            .map(|effect| effect.resource)
-            .collect();
+        let written: Vec<Effect> = effects(plan).into_iter().filter(|effect| effect.access.writes()).collect();
+        let lasting = written.iter().filter(|effect| !makes_or_removes_server(effect));
+        let on_servers: BTreeSet<Resource> = lasting.map(|effect| effect.resource.clone()).collect();
+        let changed: BTreeSet<Resource> = written.into_iter().map(|effect| effect.resource).collect();
         claimed(cx, run, &changed)?;
         let files = changed.iter().filter_map(|resource| file_lock(cx, plan, run, resource).transpose());
         let files = files.collect::<Result<_, _>>()?;
         let mut guards = Self { _files: files, servers: BTreeMap::new() };
-        for (target, locks) in databases(&changed) {
+        for (target, locks) in databases(&on_servers) {
             // A target that can't be used fails its steps, with a better message than a lock's.
             let label = label(cx, run);
             let services = cx.services.for_attempt(&label, CancellationToken::new());
@@ -97,7 +96,7 @@ impl Guards {
     /// # Errors
     /// When the server can't be reached, or somebody else has taken the lock.
     pub(super) async fn ensure(&self, effects: &[Effect]) -> Result<Option<String>, Failure> {
-        let written = effects.iter().filter(|effect| effect.access.writes());
+        let written = effects.iter().filter(|effect| effect.access.writes() && !makes_or_removes_server(effect));
         let targets: BTreeSet<_> =
             written.filter_map(|effect| database(&effect.resource)).map(|(at, _)| at).collect();
         let mut said = None;
@@ -156,6 +155,12 @@ fn claimed(cx: &Context, run: &RunId, changed: &BTreeSet<Resource>) -> Result<()
         }
     }
     Ok(())
+}
+
+/// A server that a step makes or removes isn't there to be locked on: its folder is locked instead.
+fn makes_or_removes_server(effect: &Effect) -> bool {
+    matches!(effect.access, Access::Create | Access::Destroy)
+        && database(&effect.resource).is_some_and(|(_, database)| database.is_none())
 }
 
 /// What the plan's steps do, as far as it is known before the run.
@@ -295,7 +300,7 @@ fn label(cx: &Context, run: &RunId) -> String {
 
 fn file_lock(cx: &Context, plan: &Plan, run: &RunId, resource: &Resource) -> Result<Option<FileLock>, EngineError> {
     let Some((kind, name)) = resource.as_str().split_once(':') else { return Ok(None) };
-    if !["container", "object", "file"].contains(&kind) || name.contains('‹') {
+    if !["container", "object", "file", "cluster"].contains(&kind) || name.contains('‹') {
         return Ok(None);
     }
     // The same name on another engine or storage is another thing.
