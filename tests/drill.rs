@@ -24,6 +24,11 @@ const DRILL: &[(&str, &[&str])] = &[
     ("daily-backup", &[]),
     ("alerts", &["-i", "samples=3"]),
     ("warm-standby", &[]),
+    ("jwks-backup", &[]),
+    ("emergency-cleanup", &[]),
+    ("base-backup", &[]),
+    ("accidental-deletion", &[]),
+    ("remove-side-cluster", &[]),
     // The first takes the warm copy, the second has none left to take.
     ("database-corruption", &[]),
     ("database-corruption", &[]),
@@ -53,8 +58,20 @@ async fn drill() {
         if recovers {
             stage.damage().await;
         }
+        let mut moment = String::new();
+        if *plan == "accidental-deletion" {
+            moment = format!("moment={}", stage.moment().await);
+            stage
+                .session(DATABASE)
+                .await
+                .batch("delete", "DELETE FROM auth.users WHERE id LIKE '%7'")
+                .await
+                .unwrap();
+        }
+        let recovers = recovers || !moment.is_empty();
         let file = format!("plans/{plan}.yaml");
-        let output = stage.run(&[&["run", &file, "--env", "test", "--yes"], *inputs].concat());
+        let given: &[&str] = if moment.is_empty() { inputs } else { &["-i", &moment, "-i", "most=5000"] };
+        let output = stage.run(&[&["run", &file, "--env", "test", "--yes"], given].concat());
         assert!(output.status.success(), "{plan}: {}", said(&output));
         if recovers {
             assert_eq!(stage.fingerprints(DATABASE).await, whole, "{plan}: every row is back");

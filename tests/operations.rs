@@ -16,7 +16,7 @@ const WEEKLY: [&str; 7] = ["run", "plans/weekly-operations.yaml", "--env", "test
 const DAILY: [&str; 4] = ["run", "plans/daily-operations.yaml", "--env", "test"];
 
 fn records(stage: &Stage) -> Vec<String> {
-    let folder = stage.path(".lifeboat/sandboxes/test/backups/verified_restores");
+    let folder = stage.path(".lifeboat/sandboxes/test/proofs/verified_restores");
     let entries = std::fs::read_dir(folder).into_iter().flatten();
     entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
 }

@@ -55,6 +55,7 @@ fn name(path: &Path) -> &str {
 fn inputs(plan: &Path) -> &'static [&'static str] {
     match name(plan) {
         "pre-migration-backup" => &["-i", "change=add-passkeys"],
+        "accidental-deletion" => &["-i", "moment=2024-02-01T09:59:00Z"],
         "monthly-operations" => &["-i", "throwaway=true"],
         _ => &[],
     }

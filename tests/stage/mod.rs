@@ -43,7 +43,7 @@ impl Stage {
     pub fn set(users: u32, settings: &Value) -> Self {
         let folder = tempfile::Builder::new().prefix("lifeboat-test-").tempdir().unwrap();
         let container = folder.path().file_name().unwrap().to_string_lossy().to_lowercase();
-        let (auth, sink) = (free_port().unwrap(), free_port().unwrap());
+        let [auth, sink, side] = std::array::from_fn(|_| free_port().unwrap());
         let stage = Self { health: format!("http://127.0.0.1:{auth}/health/ready"), folder, container };
         let environments = stage.path("plans/environments");
         std::fs::create_dir_all(&environments).unwrap();
@@ -53,14 +53,25 @@ impl Stage {
             }
         }
         let client = format!("docker/{}", stage.container);
+        let folder = |name: &str| {
+            let root = stage.path(".lifeboat/sandboxes/test").join(name);
+            json!({ "storage": { "scheme": "fs", "root": root } })
+        };
         // JSON is YAML.
         let environment = json!({
             "lifeboat": 1,
             "environment": "test",
-            "vars": { "service": stage.container },
+            "vars": {
+                "service": stage.container,
+                "wal_archive": stage.cluster_folder().join("archive"),
+                "data_dir": stage.side(),
+            },
             "targets": {
-                "db": { "postgres": { "sandbox": { "settings": settings }, "clients": [client] } },
-                "backups": { "storage": { "scheme": "fs", "root": stage.path(".lifeboat/sandboxes/test/backups") } },
+                "db": { "postgres": { "sandbox": { "settings": settings, "archive": true }, "clients": [client] } },
+                "side": { "postgres": { "beside": { "like": "db", "port": side } } },
+                "backups": folder("backups"),
+                "base_backups": folder("base_backups"),
+                "proofs": folder("proofs"),
                 "docker": { "docker": { "host": docker_host() } },
                 "auth": { "http": {
                     "base_url": format!("http://127.0.0.1:{auth}"),
@@ -77,6 +88,11 @@ impl Stage {
 
     pub fn path(&self, below: &str) -> PathBuf {
         self.folder.path().join(below)
+    }
+
+    /// Where a recovered cluster lies: its server's user can't go where the rest is.
+    pub fn side(&self) -> PathBuf {
+        Path::new("/var/tmp").join(format!("{}-side", self.container))
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
@@ -103,14 +119,13 @@ impl Stage {
 
     /// Starts a run, and kills it (SIGKILL) once that step is under way.
     pub fn killed_at(&self, args: &[&str], step: &str) {
-        let mut child: Child = self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let before = self.journals().len();
-        let end = Instant::now() + Duration::from_mins(1);
         let started = format!(r#""type":"step_started","step":"{step}""#);
-        // The runs that were there before are over.
-        while !self.journals().last().is_some_and(|journal| read(journal).contains(&started))
-            || self.journals().len() < before
-        {
+        let starts =
+            || self.journals().iter().map(|journal| read(journal).matches(&started).count()).sum::<usize>();
+        let before = starts();
+        let mut child: Child = self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let end = Instant::now() + Duration::from_mins(1);
+        while starts() == before {
             assert!(Instant::now() < end, "`{step}` never started");
             assert!(child.try_wait().unwrap().is_none(), "the run ended before `{step}` started");
             std::thread::sleep(Duration::from_millis(1));
@@ -156,6 +171,12 @@ impl Stage {
 
     pub async fn fingerprints(&self, database: &str) -> Vec<Fingerprint> {
         fingerprints(&self.session(database).await).await.unwrap()
+    }
+
+    /// The server's time, between what was committed before and what will be after.
+    pub async fn moment(&self) -> String {
+        let sql = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+        self.session("postgres").await.row("ask for the time", sql, &[]).await.unwrap().get(0)
     }
 
     pub async fn damage(&self) {

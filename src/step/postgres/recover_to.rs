@@ -13,6 +13,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 mod foresee;
+mod original;
 mod route;
 
 use route::Plan;
@@ -55,6 +56,10 @@ pub struct RecoverTo {
     from: Folder,
     /// The folder that the original archives its WAL to.
     wal: Folder,
+    /// The original server, if it still runs: it is asked first to archive the WAL that it has. Without
+    /// that, the moments since its last archived segment can't be recovered yet.
+    #[schemars(extend("x-target" = "postgres"))]
+    original: Option<String>,
     /// The folder of the new cluster: absent or empty.
     #[schemars(length(min = 1, max = 90))]
     data_dir: String,
@@ -121,12 +126,15 @@ impl StepType for RecoverTo {
 #[async_trait]
 impl Step for RecoverTo {
     fn effects(&self) -> Vec<Effect> {
-        vec![
+        let mut effects = vec![
             Effect::read(self.from.resource()),
             Effect::read(self.wal.resource()),
             Effect::new(Access::Create, self.cluster()),
             Effect::new(Access::Create, Resource::server(&self.target)),
-        ]
+        ];
+        // That it begins another WAL segment is no change that anybody could see in its data.
+        effects.extend(self.original.iter().map(|original| Effect::read(Resource::server(original))));
+        effects
     }
 
     fn check(&self, found: &mut Findings) {
@@ -258,6 +266,9 @@ impl RecoverTo {
     async fn make(&self, cx: &RunCx, side: &Side, server: &Server, port: u16) -> Result<Mark, Failure> {
         if !side.is_absent()? {
             return Err(in_the_way(side));
+        }
+        if let Some(original) = &self.original {
+            original::archive(cx, original, &self.wal.locate(&cx.services)?).await?;
         }
         let plan = Plan::of(self, &cx.services, server, &cx.cancel).await?;
         plan.leads_to(&self.to).await?;

@@ -50,10 +50,15 @@ impl RecoverTo {
         let plan = Plan::of(self, services, server, &CancellationToken::new()).await?;
         let mut preview = Preview { summary: format!("{}: {}", preview.summary, plan.described()), ..preview };
         let mut block = |failure: Failure| preview = preview.clone().blocked(failure.message, failure.help);
-        if !cx.is_unknown("/to")
-            && let Err(failure) = plan.leads_to(&self.to).await
-        {
-            block(failure);
+        if !cx.is_unknown("/to") {
+            // What the original archives first may lead there, unless a gap lies before it.
+            let led = match &self.original {
+                Some(_) if plan.route.gap().is_none() => plan.begins_before(&self.to),
+                _ => plan.leads_to(&self.to).await,
+            };
+            if let Err(failure) = led {
+                block(failure);
+            }
         }
         let goes_on = side.mark().is_some_and(|mark| mark.step == cx.step.as_str());
         if !side.is_absent()? && !goes_on {

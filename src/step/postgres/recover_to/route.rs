@@ -47,29 +47,19 @@ impl Plan {
         )
     }
 
+    /// Whether the backup had ended by then, as far as the moment itself tells.
+    ///
     /// # Errors
-    /// When the moment lies before the backup's end, beyond the WAL, or behind a gap.
-    pub async fn leads_to(&self, to: &Point) -> Result<(), Failure> {
-        let end = self.route.end(&self.backup);
-        // Without the WAL up to its end no backup is consistent.
-        if end < self.backup.stop {
-            return Err(self.too_short("the backup's own end"));
-        }
+    /// When the moment lies before the backup's end, or is yet to come.
+    pub fn begins_before(&self, to: &Point) -> Result<(), Failure> {
         match to {
-            Point::Latest if self.route.missing.is_empty() => Ok(()),
-            Point::Latest => Err(self.too_short("the end of the archive")),
             Point::Lsn(lsn) => {
                 let lsn: Lsn = lsn.parse().map_err(Failure::permanent)?;
-                if lsn < self.backup.stop {
-                    return Err(self.too_early(&format!("WAL position {lsn}")));
-                }
-                if lsn >= end { Err(self.too_short(&format!("WAL position {lsn}"))) } else { Ok(()) }
+                if lsn < self.backup.stop { Err(self.too_early(&format!("WAL position {lsn}"))) } else { Ok(()) }
             }
-            Point::Name(name) => match self.route.restore_point(&self.backup, &self.reader, name).await? {
-                Some(at) if at >= self.backup.stop => Ok(()),
-                Some(at) => Err(self.too_early(&format!("restore point `{name}` at {at}"))),
-                None => Err(self.too_short(&format!("a restore point `{name}`"))),
-            },
+            Point::Time(time) if time.0 > jiff::Timestamp::now() => {
+                Err(Failure::permanent(format!("{time} is yet to come")).help("name a moment that has passed"))
+            }
             Point::Time(time) => {
                 let Some(stopped_at) = self.backup.stopped_at else {
                     return Err(Failure::permanent(format!(
@@ -78,9 +68,34 @@ impl Plan {
                     ))
                     .help("use a backup of postgres.base_backup, or recover to a position or a restore point"));
                 };
-                if time.0 < stopped_at {
-                    return Err(self.too_early(&time.to_string()));
-                }
+                if time.0 < stopped_at { Err(self.too_early(&time.to_string())) } else { Ok(()) }
+            }
+            Point::Name(_) | Point::Latest => Ok(()),
+        }
+    }
+
+    /// # Errors
+    /// When the moment lies before the backup's end, beyond the WAL, or behind a gap.
+    pub async fn leads_to(&self, to: &Point) -> Result<(), Failure> {
+        let end = self.route.end(&self.backup);
+        // Without the WAL up to its end no backup is consistent.
+        if end < self.backup.stop {
+            return Err(self.too_short("the backup's own end"));
+        }
+        self.begins_before(to)?;
+        match to {
+            Point::Latest if self.route.missing.is_empty() => Ok(()),
+            Point::Latest => Err(self.too_short("the end of the archive")),
+            Point::Lsn(lsn) => {
+                let lsn: Lsn = lsn.parse().map_err(Failure::permanent)?;
+                if lsn >= end { Err(self.too_short(&format!("WAL position {lsn}"))) } else { Ok(()) }
+            }
+            Point::Name(name) => match self.route.restore_point(&self.backup, &self.reader, name).await? {
+                Some(at) if at >= self.backup.stop => Ok(()),
+                Some(at) => Err(self.too_early(&format!("restore point `{name}` at {at}"))),
+                None => Err(self.too_short(&format!("a restore point `{name}`"))),
+            },
+            Point::Time(time) => {
                 // The server stops at the first transaction after the time: there must be one.
                 match self.route.last_end(&self.backup, &self.reader).await? {
                     Some(last) if last > time.0 => Ok(()),
@@ -125,9 +140,7 @@ impl Plan {
                 message = format!("{message}; missing after it: {gap}");
                 "bring the missing segments into the archive, or use a newer base backup"
             }
-            None => {
-                "use an earlier moment or `latest`; on the original, `SELECT pg_switch_wal()` archives what it has"
-            }
+            None => "use an earlier moment or `latest`; if the original still runs, name it as `original`",
         };
         if !self.route.other_timelines.is_empty() {
             let others: Vec<_> = self.route.other_timelines.iter().map(ToString::to_string).collect();
