@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
-use reqwest::{Certificate, Client, RequestBuilder, Response, Url};
+use reqwest::{Certificate, Client, Method, RequestBuilder, Response, Url};
 use serde_json::Value;
 
 use super::{HttpAuth, HttpSettings, Services, Target, WebhookFormat};
@@ -83,6 +83,28 @@ impl Services {
     }
 }
 
+/// A request that may do something.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// The method.
+    pub method: &'a str,
+    /// Where.
+    pub url: &'a Url,
+    /// Headers besides the target's own; the same name replaces those.
+    pub headers: &'a BTreeMap<String, String>,
+    /// The body.
+    pub json: Option<&'a Value>,
+}
+
+/// A request without an answer.
+#[derive(Debug)]
+pub struct Unanswered {
+    /// Why.
+    pub failure: Failure,
+    /// Whether the service may have got it all the same.
+    pub perhaps_received: bool,
+}
+
 /// An answer, whatever it says.
 #[derive(Clone, Debug)]
 pub struct Answer {
@@ -123,16 +145,38 @@ impl Http {
     /// # Errors
     /// When there is no answer: transient, unless a certificate stands in the way.
     pub async fn get(&self, url: &Url, at_most: Duration) -> Result<Answer, Failure> {
-        tracing::debug!(url = shown(url), "GET");
+        let ask = Ask { method: "GET", url, headers: &BTreeMap::new(), json: None };
+        self.send(&ask, at_most).await.map_err(|unanswered| unanswered.failure)
+    }
+
+    /// Asks for something to be done, within the target's own bound.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn ask(&self, ask: &Ask<'_>) -> Result<Answer, Unanswered> {
+        self.send(ask, Duration::MAX).await
+    }
+
+    async fn send(&self, ask: &Ask<'_>, at_most: Duration) -> Result<Answer, Unanswered> {
+        let Ask { method, url, headers, json } = *ask;
+        tracing::debug!(url = shown(url), "{method}");
         let bound = self.timeout.min(at_most);
-        let own = self.base.as_ref().is_some_and(|base| base.origin() == url.origin());
-        let mut request = self.client.get(url.clone()).timeout(bound);
-        if own {
+        let unsent = |failure: Failure| Unanswered { failure, perhaps_received: false };
+        let verb: Method =
+            method.parse().map_err(|_| unsent(Failure::permanent(format!("`{method}` is no HTTP method"))))?;
+        let mut request = self.client.request(verb, url.clone()).timeout(bound);
+        if self.base.as_ref().is_some_and(|base| base.origin() == url.origin()) {
             request = request.headers(self.headers.clone());
         }
+        request = request.headers(plain_headers(headers).map_err(unsent)?);
+        if let Some(json) = json {
+            request = request.json(json);
+        }
         let began = Instant::now();
-        let failed =
-            |error: reqwest::Error| no_answer(error, bound, &self.redactor).context(format!("GET {}", shown(url)));
+        let failed = |error: reqwest::Error| Unanswered {
+            perhaps_received: !error.is_connect() && !error.is_builder(),
+            failure: no_answer(error, bound, &self.redactor).context(format!("{method} {}", shown(url))),
+        };
         let mut response = request.send().await.map_err(failed)?;
         let status = response.status().as_u16();
         let location = header(&response, &LOCATION);

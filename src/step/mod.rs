@@ -242,6 +242,7 @@ step_types! {
     storage::copy::Copy,
     storage::prune::Prune,
     http::check::Check,
+    http::request::Request,
     http::notify::Notify,
     people::manual::Manual,
     people::approve::Approve,

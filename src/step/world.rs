@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::effect::Resource;
+use super::effect::{Access, Effect, Resource, Role};
 use crate::ids::StepId;
 
 /// How something will be.
@@ -26,6 +26,20 @@ pub enum Fact {
     Stopped,
     /// Touched in a way that nobody foretells.
     Changed,
+}
+
+impl Fact {
+    /// What will be so after an effect that a plan declares.
+    pub const fn after(effect: &Effect) -> Option<Self> {
+        match (effect.access, effect.role) {
+            (_, Role::Stops) => Some(Self::Stopped),
+            (_, Role::Starts) => Some(Self::Running),
+            (Access::Read | Access::Undetermined, _) => None,
+            (Access::Create, _) => Some(Self::Present { rows: None }),
+            (Access::Change, _) => Some(Self::Changed),
+            (Access::Destroy, _) => Some(Self::Absent),
+        }
+    }
 }
 
 /// A fact, and the step that makes it so.

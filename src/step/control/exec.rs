@@ -19,7 +19,7 @@ use crate::failure::Failure;
 use crate::ids::is_name;
 use crate::record::event::Outputs;
 use crate::service::process::{self, Captured, Command, Finished};
-use crate::step::effect::{Access, Effect, Resource, Role};
+use crate::step::effect::{Access, Effect, Resource};
 use crate::step::world::Fact;
 use crate::step::{
     AfterKill, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output,
@@ -100,6 +100,7 @@ impl Step for Exec {
 
     async fn preview(&self, cx: &PreviewCx<'_>) -> Preview {
         let mut preview = Preview::from_effects(&self.effects(), format!("run {}", self.shown()));
+        let foretold = |effect: Effect| Fact::after(&effect).map(|fact| (effect.resource, fact));
         preview.facts = self.effects().into_iter().filter_map(foretold).collect();
         let Some(services) = cx.services else { return preview };
         preview.summary = services.redactor().redact(&preview.summary).into_owned();
@@ -209,18 +210,6 @@ impl Exec {
             Failure::permanent(message)
         }
     }
-}
-
-fn foretold(effect: Effect) -> Option<(Resource, Fact)> {
-    let fact = match (effect.access, effect.role) {
-        (_, Role::Stops) => Fact::Stopped,
-        (_, Role::Starts) => Fact::Running,
-        (Access::Read | Access::Undetermined, _) => return None,
-        (Access::Create, _) => Fact::Present { rows: None },
-        (Access::Change, _) => Fact::Changed,
-        (Access::Destroy, _) => Fact::Absent,
-    };
-    Some((effect.resource, fact))
 }
 
 /// A stream as an output: small, and plain about it when it was cut.

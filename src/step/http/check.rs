@@ -22,6 +22,7 @@ use crate::step::{
 };
 use crate::units::Duration;
 use probe::Good;
+pub(super) use probe::output_of;
 pub use probe::{MaxFailures, Status};
 
 /// The bound on the one look that a preview takes.

@@ -25,21 +25,24 @@ pub(super) struct Good {
     pub body: Value,
 }
 
+/// A body as an output: small, and plain about it when it was cut.
+pub(in crate::step::http) fn output_of(answer: &Answer) -> Value {
+    if answer.body.len() <= OUTPUT_CAP && !answer.cut {
+        return serde_json::from_str(&answer.body).unwrap_or_else(|_| Value::from(answer.body.as_str()));
+    }
+    let mut end = OUTPUT_CAP.min(answer.body.len());
+    while !answer.body.is_char_boundary(end) {
+        end -= 1;
+    }
+    Value::from(format!("{}\n[cut]", &answer.body[..end]))
+}
+
 impl Check {
     /// Asks once.
     pub(super) async fn probe(&self, http: &Http, url: &Url, at_most: StdDuration) -> Result<Good, Failure> {
         let answer = http.get(url, at_most).await?;
         self.judge(&answer, http)?;
-        let body = if answer.body.len() > OUTPUT_CAP || answer.cut {
-            let mut end = OUTPUT_CAP.min(answer.body.len());
-            while !answer.body.is_char_boundary(end) {
-                end -= 1;
-            }
-            Value::from(format!("{}\n[cut]", &answer.body[..end]))
-        } else {
-            serde_json::from_str(&answer.body).unwrap_or_else(|_| Value::from(answer.body))
-        };
-        Ok(Good { status: answer.status, latency: answer.latency, body })
+        Ok(Good { status: answer.status, latency: answer.latency, body: output_of(&answer) })
     }
 
     fn judge(&self, answer: &Answer, http: &Http) -> Result<(), Failure> {
@@ -115,11 +118,16 @@ impl Default for Status {
 }
 
 impl Status {
-    fn accepts(&self, status: u16) -> bool {
+    /// Any of success: 200 to 299.
+    pub(in crate::step::http) fn success() -> Self {
+        Self(Matcher::new(serde_json::json!({ "min": 200, "max": 299 })).unwrap_or_else(|_| Matcher::equals(200)))
+    }
+
+    pub(in crate::step::http) fn accepts(&self, status: u16) -> bool {
         self.0.accepts(&status.into())
     }
 
-    pub(super) fn describe(&self) -> String {
+    pub(in crate::step::http) fn describe(&self) -> String {
         self.0.describe()
     }
 }
