@@ -45,6 +45,7 @@ async fn service() -> (Services, Seen) {
     (services, seen)
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "reads best with `json!` in the call")]
 fn request(path: &str, more: Value) -> Arc<dyn Step> {
     let mut params = json!({ "target": "api", "method": "POST", "path": path });
     params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
