@@ -25,6 +25,7 @@ const DRILL: &[(&str, &[&str])] = &[
     ("alerts", &["-i", "samples=3"]),
     ("warm-standby", &[]),
     ("jwks-backup", &[]),
+    ("jwks-restore", &[]),
     ("emergency-cleanup", &[]),
     ("base-backup", &[]),
     ("accidental-deletion", &[]),

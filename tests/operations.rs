@@ -129,3 +129,34 @@ async fn the_monthly_drill_recovers_and_runs_on_throwaway_services_only() {
     assert_eq!(report["recovery"]["rto"]["met"], true, "{report:#}");
     assert_eq!(report["recovery"]["rpo"]["met"], true, "{report:#}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_signing_keys_come_back_and_a_swapped_file_does_not() {
+    const RESTORE: [&str; 5] = ["run", "plans/jwks-restore.yaml", "--env", "test", "--yes"];
+    let stage = Stage::set(300, &json!({}));
+    stage.done(&["run", "plans/jwks-backup.yaml", "--env", "test", "--yes"]);
+    let whole = stage.fingerprints(DATABASE).await;
+    stage.session(DATABASE).await.batch("lose", "DELETE FROM auth.jwks").await.unwrap();
+    stage.health(503).await;
+    stage.killed_at(&RESTORE, "import");
+    let output = stage.run(&["resume", "--yes"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(stage.fingerprints(DATABASE).await, whole);
+    stage.health(200).await;
+    let told = read(&stage.path(".lifeboat/sandboxes/test/oncall.jsonl"));
+    assert!(told.contains("jwks-restore on test: succeeded"), "{told}");
+
+    // The header names the columns the other way round: what it says is believed, not its place.
+    let backups = stage.path(".lifeboat/sandboxes/test/backups");
+    let file = std::fs::read_dir(&backups)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "csv"))
+        .unwrap();
+    let swapped = read(&file).replacen("public_key,private_key", "private_key,public_key", 1);
+    std::fs::write(&file, swapped).unwrap();
+    let output = stage.run(&RESTORE);
+    assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+    assert!(said(&output).contains("private_key"), "{}", said(&output));
+    assert_eq!(stage.fingerprints(DATABASE).await, whole);
+}

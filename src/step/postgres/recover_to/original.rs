@@ -9,7 +9,7 @@ use crate::failure::Failure;
 use crate::step::RunCx;
 
 /// How long the server's `archive_command` may take.
-const ARCHIVED_WITHIN: Duration = Duration::from_secs(300);
+const ARCHIVED_WITHIN: Duration = Duration::from_mins(5);
 const POLL: Duration = Duration::from_millis(200);
 
 /// Lets the server archive its WAL up to now, with a commit in it: recovery to a time stops at the first
