@@ -92,6 +92,9 @@ async fn alerts_tell_each_thing_that_is_wrong() {
     stage.done(&WEEKLY);
     stage.back_up();
     stage.done(&ALERTS);
+    // Where a standby belongs and none follows.
+    assert_eq!(stage.run(&[&ALERTS[..], &["-i", "standby=true"]].concat()).status.code(), Some(1));
+    assert_eq!(failed(&stage), ["replication"]);
 
     // What counts is not what a dashboard shows: the service answers, and its data is wrong.
     stage.damage().await;

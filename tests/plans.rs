@@ -163,3 +163,19 @@ fn a_slip_in_the_recovery_is_found() {
     assert_eq!(checked.status.code(), Some(2), "{}", said(&checked));
     assert!(said(&checked).contains("mana-core-auth"), "{}", said(&checked));
 }
+
+/// Step types that no plan uses yet.
+const UNUSED: &[&str] =
+    &["postgres.create_database", "container.restart", "http.request", "approve", "wait", "exec"];
+
+#[test]
+fn every_step_type_is_in_a_plan() {
+    let plans: Vec<String> =
+        yaml_files("plans").iter().map(|plan| std::fs::read_to_string(plan).unwrap()).collect();
+    let used = |name: &str| {
+        let key = format!("{name}:");
+        plans.iter().any(|plan| plan.lines().any(|line| line.trim_start().starts_with(&key)))
+    };
+    let unused: Vec<&str> = lifeboat::step::TYPES.iter().map(|info| info.name).filter(|name| !used(name)).collect();
+    assert_eq!(unused, UNUSED, "step types that no plan uses");
+}
