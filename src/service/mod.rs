@@ -8,6 +8,7 @@ pub mod docker;
 pub mod http;
 pub mod postgres;
 pub mod process;
+pub mod redis;
 pub mod sandbox;
 pub mod storage;
 #[cfg(test)]
@@ -40,7 +41,7 @@ pub enum Target {
     /// A web hook.
     Webhook(WebhookSettings),
     /// A Redis or Valkey server.
-    Redis(declared::RedisSettings),
+    Redis(redis::RedisSettings),
     /// An OpenID Connect provider.
     Oidc(declared::OidcSettings),
     /// A DNS zone that can be updated.

@@ -20,6 +20,7 @@ pub mod http;
 pub mod people;
 pub mod postgres;
 mod preview;
+pub mod redis;
 pub mod storage;
 #[cfg(test)]
 mod testing;
@@ -241,6 +242,7 @@ step_types! {
     storage::verify::Verify,
     storage::copy::Copy,
     storage::prune::Prune,
+    redis::check::Check,
     http::check::Check,
     http::request::Request,
     http::notify::Notify,

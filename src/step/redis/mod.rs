@@ -1,0 +1,3 @@
+//! Steps on Redis and Valkey servers.
+
+pub mod check;
