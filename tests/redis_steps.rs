@@ -14,3 +14,5 @@ mod support;
 mod check;
 #[path = "redis_steps/server.rs"]
 mod server;
+#[path = "redis_steps/snapshot.rs"]
+mod snapshot;

@@ -15,6 +15,7 @@ pub const FORMAT: u32 = 1;
 
 const SUFFIX: &str = ".manifest.json";
 const GLOBALS_SUFFIX: &str = ".globals.sql";
+const REDIS_SUFFIX: &str = ".redis.json";
 
 /// A manifest is small: one line for each table.
 const LIMIT: u64 = 64 << 20;
@@ -177,12 +178,17 @@ pub fn globals_path(path: &str) -> String {
     format!("{path}{GLOBALS_SUFFIX}")
 }
 
+/// Where the manifest of the Redis snapshot at `path` is.
+pub fn redis_path(path: &str) -> String {
+    format!("{path}{REDIS_SUFFIX}")
+}
+
 /// Whether an object is a backup's companion (manifest or roles), not a backup itself.
 pub fn is_companion(path: &str) -> bool {
-    path.ends_with(SUFFIX) || path.ends_with(GLOBALS_SUFFIX)
+    owner_of(path).is_some()
 }
 
 /// The object that a manifest or the roles belong to.
 pub fn owner_of(companion: &str) -> Option<&str> {
-    companion.strip_suffix(SUFFIX).or_else(|| companion.strip_suffix(GLOBALS_SUFFIX))
+    [SUFFIX, GLOBALS_SUFFIX, REDIS_SUFFIX].iter().find_map(|suffix| companion.strip_suffix(suffix))
 }

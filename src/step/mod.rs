@@ -242,6 +242,7 @@ step_types! {
     storage::verify::Verify,
     storage::copy::Copy,
     storage::prune::Prune,
+    redis::snapshot::Snapshot,
     redis::check::Check,
     http::check::Check,
     http::request::Request,

@@ -1,3 +1,5 @@
 //! Steps on Redis and Valkey servers.
 
 pub mod check;
+mod rdb;
+pub mod snapshot;
