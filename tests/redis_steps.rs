@@ -12,6 +12,8 @@ mod support;
 
 #[path = "redis_steps/check.rs"]
 mod check;
+#[path = "redis_steps/restore.rs"]
+mod restore;
 #[path = "redis_steps/server.rs"]
 mod server;
 #[path = "redis_steps/snapshot.rs"]

@@ -243,6 +243,7 @@ step_types! {
     storage::copy::Copy,
     storage::prune::Prune,
     redis::snapshot::Snapshot,
+    redis::restore::Restore,
     redis::check::Check,
     http::check::Check,
     http::request::Request,
