@@ -4,6 +4,7 @@
 //! `targets`), connections are made here, and failures are classed here.
 
 pub mod declared;
+pub mod disk;
 pub mod docker;
 pub mod http;
 pub mod postgres;

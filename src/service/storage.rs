@@ -433,9 +433,7 @@ fn said(message: &str) -> String {
 
 /// The bytes that may still be written to the file system of `path`.
 pub fn free_space(path: &Path) -> Option<u64> {
-    let stat = nix::sys::statvfs::statvfs(path).ok()?;
-    #[allow(clippy::useless_conversion, reason = "the width differs between systems")]
-    Some(u64::from(stat.blocks_available()) * u64::from(stat.fragment_size()))
+    super::disk::of(path).ok().map(|space| space.free)
 }
 
 fn object(path: &str, metadata: &opendal::Metadata) -> Object {

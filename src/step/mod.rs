@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 pub mod container;
 pub mod control;
 pub mod effect;
+pub mod host;
 pub mod http;
 pub mod people;
 pub mod postgres;
@@ -253,6 +254,7 @@ step_types! {
     control::assert::Assert,
     control::wait::Wait,
     control::exec::Exec,
+    host::disk::Disk,
     control::plan_run::PlanRun,
 }
 

@@ -1,0 +1,3 @@
+//! Steps on the host that Lifeboat runs on.
+
+pub mod disk;
