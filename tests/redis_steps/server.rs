@@ -20,7 +20,7 @@ pub struct Redis {
 
 /// A port that nobody listened on a moment ago.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    lifeboat::service::sandbox::free_port().unwrap()
 }
 
 impl Redis {
