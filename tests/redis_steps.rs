@@ -12,6 +12,8 @@ mod support;
 
 #[path = "redis_steps/check.rs"]
 mod check;
+#[path = "redis_steps/container.rs"]
+mod container;
 #[path = "redis_steps/plan.rs"]
 mod plan;
 #[path = "redis_steps/restore.rs"]

@@ -94,6 +94,7 @@ fn title(info: &TypeInfo) -> &'static str {
         "postgres" => "PostgreSQL",
         "container" => "Containers",
         "storage" => "Storage",
+        "redis" => "Redis",
         "http" | "notify" => "Network",
         _ => "People, control, host",
     }
