@@ -14,7 +14,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 /// What the example environments take from outside.
-const OUTSIDE: [(&str, &str); 12] = [
+const OUTSIDE: [(&str, &str); 10] = [
     ("DATABASE_ADMIN_URL", "postgres://lifeboat:not-a-secret-1@127.0.0.1:1/postgres"),
     ("STAGING_DATABASE_ADMIN_URL", "postgres://lifeboat:not-a-secret-2@127.0.0.1:1/postgres"),
     ("S3_ENDPOINT", "http://127.0.0.1:1"),
@@ -24,8 +24,6 @@ const OUTSIDE: [(&str, &str); 12] = [
     ("STAGING_S3_SECRET_ACCESS_KEY", "not-a-secret-6"),
     ("ONCALL_WEBHOOK", "http://127.0.0.1:1/not-a-secret-7"),
     ("STAGING_ONCALL_WEBHOOK", "http://127.0.0.1:1/not-a-secret-8"),
-    ("REDIS_URL", "redis://:not-a-secret-A@127.0.0.1:1/0"),
-    ("STAGING_REDIS_URL", "redis://:not-a-secret-B@127.0.0.1:1/0"),
     ("NO_COLOR", "1"),
 ];
 
