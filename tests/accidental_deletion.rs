@@ -64,4 +64,8 @@ async fn a_moment_before_any_base_backup_is_refused() {
     let output = stage.run(&run);
     assert_eq!(output.status.code(), Some(3), "{}", said(&output));
     assert!(said(&output).contains("find-base"), "{}", said(&output));
+    let run = [&run[..6], &["moment=2999-01-01T00:00:00Z"]].concat();
+    let output = stage.run(&run);
+    assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+    assert!(said(&output).contains("is yet to come"), "{}", said(&output));
 }

@@ -53,7 +53,7 @@ impl RecoverTo {
         if !cx.is_unknown("/to") {
             // What the original archives first may lead there, unless a gap lies before it.
             let led = match &self.original {
-                Some(_) if plan.route.gap().is_none() => plan.begins_before(&self.to),
+                Some(_) if plan.route.gap().is_none() => plan.may_lead_to(&self.to),
                 _ => plan.leads_to(&self.to).await,
             };
             if let Err(failure) = led {

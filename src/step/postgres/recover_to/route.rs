@@ -50,15 +50,12 @@ impl Plan {
     /// Whether the backup had ended by then, as far as the moment itself tells.
     ///
     /// # Errors
-    /// When the moment lies before the backup's end, or is yet to come.
-    pub fn begins_before(&self, to: &Point) -> Result<(), Failure> {
+    /// When the moment lies before the backup's end.
+    fn begins_before(&self, to: &Point) -> Result<(), Failure> {
         match to {
             Point::Lsn(lsn) => {
                 let lsn: Lsn = lsn.parse().map_err(Failure::permanent)?;
                 if lsn < self.backup.stop { Err(self.too_early(&format!("WAL position {lsn}"))) } else { Ok(()) }
-            }
-            Point::Time(time) if time.0 > jiff::Timestamp::now() => {
-                Err(Failure::permanent(format!("{time} is yet to come")).help("name a moment that has passed"))
             }
             Point::Time(time) => {
                 let Some(stopped_at) = self.backup.stopped_at else {
@@ -72,6 +69,19 @@ impl Plan {
             }
             Point::Name(_) | Point::Latest => Ok(()),
         }
+    }
+
+    /// Whether they may lead there once the original has archived what it has.
+    ///
+    /// # Errors
+    /// When the moment lies before the backup's end, or is yet to come.
+    pub fn may_lead_to(&self, to: &Point) -> Result<(), Failure> {
+        if let Point::Time(time) = to
+            && time.0 > jiff::Timestamp::now()
+        {
+            return Err(Failure::permanent(format!("{time} is yet to come")).help("name a moment that has passed"));
+        }
+        self.begins_before(to)
     }
 
     /// # Errors
