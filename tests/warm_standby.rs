@@ -89,7 +89,7 @@ async fn a_copy_that_was_written_to_is_refused() {
 
     let output = stage.run(&RECOVER);
     assert_eq!(output.status.code(), Some(3), "the preflight sees it: {}", said(&output));
-    assert!(said(&output).contains("auth.jwks has 0 rows: the backup has 4"), "{}", said(&output));
+    assert!(said(&output).contains("auth.jwks has 0 rows"), "{}", said(&output));
     assert_eq!(stage.fingerprints(DATABASE).await, damaged, "nothing was put in its place");
 
     let output = stage.run(&[&RECOVER[..], &["-i", "warm=false"]].concat());
