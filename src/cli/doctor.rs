@@ -139,6 +139,9 @@ async fn tools() -> Vec<Finding> {
         ("pg_restore", "postgres.restore of custom dumps"),
         ("psql", "people; Lifeboat never calls it"),
         ("initdb", "sandboxes and the demo"),
+        ("pg_basebackup", "postgres.base_backup"),
+        ("pg_verifybackup", "postgres.base_backup and postgres.recover_to"),
+        ("pg_waldump", "postgres.recover_to"),
     ] {
         let tool = tool::find(name, None, 0).await;
         found.push(Finding::new(
@@ -180,7 +183,8 @@ async fn reach_one(services: &Services, name: &str, target: &Target) -> Vec<Find
         Target::Http(settings) => one(http(services, name, &settings.base_url).await),
         // A hook is only reached by telling people something.
         Target::Webhook(_) => one(services.webhook(name).map(|_| "its settings hold; it is not tried".to_owned())),
-        Target::Redis(_) | Target::Oidc(_) | Target::Dns(_) | Target::Smtp(_) | Target::Ssh(_) => {
+        Target::Redis(_) => one(redis(services, name).await),
+        Target::Oidc(_) | Target::Dns(_) | Target::Smtp(_) | Target::Ssh(_) => {
             one(Ok("its settings hold; no step type of this version reaches it".to_owned()))
         }
     }
@@ -250,6 +254,13 @@ async fn postgres(services: &Services, name: &str, settings: &PostgresSettings) 
 async fn docker(services: &Services, name: &str) -> Result<String, Failure> {
     // A container of this name is in nobody's way; the answer is the engine's all the same.
     services.docker(name)?.find("lifeboat-doctor").await.map(|_| "the engine answers".to_owned())
+}
+
+async fn redis(services: &Services, name: &str) -> Result<String, Failure> {
+    let session = services.redis(name)?.connect().await?;
+    session.ping().await?;
+    let info = session.info("server").await?;
+    Ok(format!("version {} at {}", info.text("redis_version")?, session.place()))
 }
 
 async fn storage(services: &Services, name: &str) -> Result<String, Failure> {
