@@ -20,6 +20,9 @@ use crate::step::{
     AfterKill, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output,
 };
 
+/// Too early, too many, unavailable: by their meaning (RFC 9110, 6585, 8470) nothing was done.
+const DID_NOTHING: [u16; 3] = [425, 429, 503];
+
 /// Asks a service to do something. Redirects are not followed.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -159,6 +162,9 @@ impl Step for Request {
                     http.redactor().redact(&to),
                     self.status.describe()
                 );
+                if DID_NOTHING.contains(&answer.status) && !perhaps_before {
+                    cx.note(json!({ "sending": false })).await?;
+                }
                 Err(self.refused(answer.status, http.redactor().redact(&message).into_owned()))
             }
             Err(Unanswered { failure, perhaps_received: false }) => {
@@ -211,8 +217,7 @@ impl Request {
 
     fn refused(&self, status: u16, message: String) -> Failure {
         match status {
-            // By their meaning these did nothing.
-            425 | 429 | 503 => Failure::transient(message),
+            did_nothing if DID_NOTHING.contains(&did_nothing) => Failure::transient(message),
             408 | 500.. => self.unanswered(Failure::transient(message)),
             300..=399 => Failure::permanent(message)
                 .help("redirects are not followed: ask the final address, or say that this status is right"),
