@@ -12,22 +12,22 @@ use serde_json::json;
 use tokio::io::AsyncReadExt;
 
 mod foresee;
+mod read_back;
 mod snapshot;
 
+use read_back::same_rows;
 use snapshot::Snapshot;
 
 use super::{ReadAt, check_database_name, end_leftovers, server};
 use crate::dump::compression::Compression;
 use crate::dump::count::{Table, tables};
 use crate::dump::manifest::{self, Companion, Format, Manifest};
-use crate::dump::proof::{ended_well, prove};
+use crate::dump::proof::ended_well;
 use crate::dump::source::{PIECE, Source};
-use crate::dump::survey::Survey;
 use crate::dump::take::Taker;
 use crate::failure::Failure;
 use crate::record::event::{Progress, ProgressUnit};
 use crate::service::postgres::{Server, ident, name_parts};
-use crate::service::process::Command;
 use crate::service::storage::{Storage, UploadOptions};
 use crate::step::effect::{Access, Effect, Resource, Role};
 use crate::step::storage::{Place, check_object_path};
@@ -397,36 +397,6 @@ impl Backup {
         manifest.run == cx.run.as_str() && manifest.step == cx.step.as_str() && manifest.path == self.to.path
     }
 
-    /// Reads what was published as a restore would: whole, the same bytes, the same rows.
-    async fn read_back(
-        &self,
-        server: &Server,
-        storage: &Storage,
-        sha256: &str,
-        rows: &BTreeMap<String, u64>,
-        major: u32,
-        cx: &RunCx,
-    ) -> Result<(), Failure> {
-        let total = Some(storage.object(&self.to.path).await?.bytes);
-        let watch = |done: u64, _: Option<&str>| {
-            let message = Some("reading it back".to_owned());
-            cx.progress(Progress { done, total, unit: ProgressUnit::Bytes, message });
-        };
-        let pg_restore = match self.chosen().0 {
-            Format::Plain => None,
-            _ => Some(Command::new(server.tool("pg_restore", major).await?.path.to_string_lossy())),
-        };
-        let path = &self.to.path;
-        let proof = prove(storage, path, pg_restore.as_ref(), &cx.redactor, &cx.cancel, &watch).await?;
-        match proof.sha256 {
-            Some(there) if there != sha256 => {
-                Err(Failure::permanent(format!("`{path}` came out with the checksum {there}, not {sha256}"))
-                    .help("the storage damaged it, or something else writes there"))
-            }
-            _ => same_rows(&proof.survey, rows),
-        }
-    }
-
     /// Writes the server's roles beside the backup.
     async fn globals(
         &self,
@@ -474,21 +444,6 @@ fn ending(path: &str) -> Option<Compression> {
 
 pub(super) fn writer(cx: &RunCx) -> String {
     format!("{}-{}", cx.run, cx.step)
-}
-
-/// What was dumped must be what the snapshot holds.
-fn same_rows(survey: &Survey, rows: &BTreeMap<String, u64>) -> Result<(), Failure> {
-    for (table, counted) in rows {
-        let dumped = survey.rows.get(table).copied();
-        if dumped != Some(*counted) {
-            let dumped = dumped.map_or_else(|| "no rows".to_owned(), |rows| format!("{rows} rows"));
-            return Err(Failure::permanent(format!(
-                "pg_dump wrote {dumped} of {table}, but its snapshot holds {counted}"
-            ))
-            .help("it is no backup and was not kept; see that pg_dump and the server fit each other"));
-        }
-    }
-    Ok(())
 }
 
 pub(super) async fn hash(storage: &Storage, path: &str, cx: &RunCx) -> Result<String, Failure> {
