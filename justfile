@@ -8,13 +8,13 @@ _list:
 demo *ARGS:
     cargo run --quiet --release -- demo {{ARGS}}
 
-# Run all tests against real PostgreSQL, Docker and S3, started and stopped around them.
+# Run all tests against real PostgreSQL, Docker, Redis and S3, started and stopped around them.
 test *ARGS:
     .ci/services run .ci/tests {{ARGS}}
 
 # Run every plan on throwaway services and print one table: plan, steps, times, objectives.
 drill:
-    .ci/services run cargo nextest run --no-capture --run-ignored only --test drill
+    .ci/services run cargo nextest run --no-capture --test drill drill::drill
 
 # Check formatting, lints, licences and sources of dependencies.
 lint:

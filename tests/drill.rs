@@ -50,7 +50,6 @@ fn every_plan_is_drilled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "minutes; `just drill` runs it"]
 async fn drill() {
     let stage = Stage::set(20_000, &json!({}));
     let whole = stage.fingerprints(DATABASE).await;
