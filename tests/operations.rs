@@ -149,17 +149,30 @@ async fn lost_signing_keys_come_back_and_a_swapped_file_does_not() {
     let told = read(&stage.path(".lifeboat/sandboxes/test/oncall.jsonl"));
     assert!(told.contains("jwks-restore on test: succeeded"), "{told}");
 
-    // The header names the columns the other way round: what it says is believed, not its place.
     let backups = stage.path(".lifeboat/sandboxes/test/backups");
     let file = std::fs::read_dir(&backups)
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .find(|path| path.extension().is_some_and(|extension| extension == "csv"))
         .unwrap();
-    let swapped = read(&file).replacen("public_key,private_key", "private_key,public_key", 1);
-    std::fs::write(&file, swapped).unwrap();
-    let output = stage.run(&RESTORE);
-    assert_eq!(output.status.code(), Some(3), "{}", said(&output));
-    assert!(said(&output).contains("private_key"), "{}", said(&output));
+    let copy = read(&file);
+    let refused = async |changed: &str, more: &[&str], word: &str| {
+        std::fs::write(&file, changed).unwrap();
+        let output = stage.run(&[&RESTORE[..], more].concat());
+        assert_eq!(output.status.code(), Some(3), "{word}: {}", said(&output));
+        let text = said(&output).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(text.contains(word), "{}", said(&output));
+        assert_eq!(stage.fingerprints(DATABASE).await, whole, "{word}");
+    };
+    // Cut between two rows: what is left of it is valid, and some keys short.
+    let rows: Vec<&str> = copy.split_inclusive('\n').collect();
+    refused(&rows[..rows.len() - 1].concat(), &[], "its manifest says").await;
+    // The header names the columns the other way round: what it says is believed, not its place.
+    let swapped = copy.replacen("public_key,private_key", "private_key,public_key", 1);
+    refused(&swapped, &[], "private_key").await;
+    let manifest = file.with_extension("csv.object.json");
+    std::fs::remove_file(manifest).unwrap();
+    refused(&copy, &[], "has no manifest").await;
+    stage.done(&[&RESTORE[..], &["-i", "manifest=false"]].concat());
     assert_eq!(stage.fingerprints(DATABASE).await, whole);
 }

@@ -15,7 +15,7 @@ pub const FORMAT: u32 = 1;
 
 const SUFFIX: &str = ".manifest.json";
 const GLOBALS_SUFFIX: &str = ".globals.sql";
-const REDIS_SUFFIX: &str = ".redis.json";
+const OBJECT_SUFFIX: &str = ".object.json";
 
 /// A manifest is small: one line for each table.
 const LIMIT: u64 = 64 << 20;
@@ -178,9 +178,9 @@ pub fn globals_path(path: &str) -> String {
     format!("{path}{GLOBALS_SUFFIX}")
 }
 
-/// Where the manifest of the Redis snapshot at `path` is.
-pub fn redis_path(path: &str) -> String {
-    format!("{path}{REDIS_SUFFIX}")
+/// Where the manifest of the object at `path` is, if that is no dump.
+pub fn object_manifest_path(path: &str) -> String {
+    format!("{path}{OBJECT_SUFFIX}")
 }
 
 /// Whether an object is a backup's companion (manifest or roles), not a backup itself.
@@ -190,5 +190,5 @@ pub fn is_companion(path: &str) -> bool {
 
 /// The object that a manifest or the roles belong to.
 pub fn owner_of(companion: &str) -> Option<&str> {
-    [SUFFIX, GLOBALS_SUFFIX, REDIS_SUFFIX].iter().find_map(|suffix| companion.strip_suffix(suffix))
+    [SUFFIX, GLOBALS_SUFFIX, OBJECT_SUFFIX].iter().find_map(|suffix| companion.strip_suffix(suffix))
 }

@@ -36,8 +36,8 @@ async fn saved_whole_and_told_what_is_in_it() {
     assert!(saved.starts_with(b"REDIS"));
     assert_eq!(done.outputs["bytes"], saved.len());
     assert_eq!(saves(&redis), 1);
-    let manifest = std::fs::read(redis.file("store/cache.rdb.redis.json")).unwrap();
-    assert_eq!(serde_json::from_slice::<Value>(&manifest).unwrap()["keys"], 500);
+    let manifest = std::fs::read(redis.file("store/cache.rdb.object.json")).unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&manifest).unwrap()["count"], 500);
 
     // What is there is kept.
     let preview = harness.preview("redis.snapshot", params(), &World::default()).await;
@@ -132,12 +132,12 @@ async fn killed_before_and_after_it_was_published() {
     };
     assert_eq!(done.outputs["keys"], 30);
 
-    std::fs::remove_file(redis.file("store/cache.rdb.redis.json")).unwrap();
+    std::fs::remove_file(redis.file("store/cache.rdb.object.json")).unwrap();
     assert!(matches!(harness.after_kill("redis.snapshot", params()).await, AfterKill::Partly { .. }));
     let before = saves(&redis);
     harness.run("redis.snapshot", params()).await.unwrap();
     assert_eq!(saves(&redis), before, "only the manifest was missing");
-    assert!(redis.file("store/cache.rdb.redis.json").exists());
+    assert!(redis.file("store/cache.rdb.object.json").exists());
     let files = std::fs::read_dir(redis.file("store")).unwrap().count();
     assert_eq!(files, 2, "no part of a killed attempt is left");
 }

@@ -41,7 +41,7 @@ async fn a_table_comes_out_in_order_whole_and_for_its_owner_alone() {
     assert_eq!(done.outputs["sha256"], checksum.hex());
     let mode = std::fs::metadata(place.path("keys.csv")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600, "it may hold keys");
-    assert_eq!(place.files(), ["keys.csv"]);
+    assert_eq!(place.files(), ["keys.csv", "keys.csv.object.json"], "its manifest is beside it");
     let told = format!("{:?} {}", place.harness.journal.notes(), place.harness.journal.log_text());
     assert!(!told.contains("secret-"), "{told}");
 
@@ -153,8 +153,13 @@ async fn what_a_killed_export_left_is_known() {
     assert!(place.files().iter().all(|file| file.starts_with('.')), "{:?}", place.files());
     assert!(matches!(place.harness.after_kill(EXPORT, params.clone()).await, AfterKill::DidNotHappen { .. }));
     let done = place.harness.run(EXPORT, params.clone()).await.unwrap();
-    assert_eq!(place.files(), ["keys.csv"], "the leftover is gone");
-    assert_eq!(place.harness.after_kill(EXPORT, params.clone()).await, AfterKill::Happened(done));
+    assert_eq!(place.files(), ["keys.csv", "keys.csv.object.json"], "the leftover is gone");
+    assert_eq!(place.harness.after_kill(EXPORT, params.clone()).await, AfterKill::Happened(done.clone()));
+    // Killed between the two: the object stays, and gets its manifest.
+    std::fs::remove_file(place.path("keys.csv.object.json")).unwrap();
+    assert!(matches!(place.harness.after_kill(EXPORT, params.clone()).await, AfterKill::Partly { .. }));
+    assert_eq!(place.harness.run(EXPORT, params.clone()).await.unwrap(), done);
+    assert_eq!(place.files(), ["keys.csv", "keys.csv.object.json"]);
     // What somebody else puts there is not this step's.
     place.write("keys.csv", "precious");
     assert!(matches!(place.harness.after_kill(EXPORT, params.clone()).await, AfterKill::DidNotHappen { .. }));

@@ -60,6 +60,19 @@ async fn a_swapped_header_and_doubled_ids_are_refused() {
     exported(&place, &database, "csv").await;
     let good = place.read("keys.csv");
     let before = content(&database).await;
+    // Cut between two rows it is a valid file: only the manifest tells.
+    let cut: Vec<&str> = good.split_inclusive("\n00000000").collect();
+    place.write("keys.csv", cut[0].trim_end_matches("00000000"));
+    let failure = place.again().run(IMPORT, params(&database, json!({ "mode": "merge" }))).await.unwrap_err();
+    assert!(failure.message.contains("its manifest says"), "{failure}");
+    let preview =
+        place.again().preview(IMPORT, params(&database, json!({ "mode": "merge" })), &World::default()).await;
+    assert_eq!(preview.action, Action::Blocked, "{preview:?}");
+    std::fs::remove_file(place.path("keys.csv.object.json")).unwrap();
+    let needs = json!({ "mode": "merge", "require_manifest": true });
+    let failure = place.again().run(IMPORT, params(&database, needs)).await.unwrap_err();
+    assert!(failure.message.contains("has no manifest"), "{failure}");
+    assert_eq!(content(&database).await, before);
     let first = good.lines().nth(1).unwrap().to_owned();
     for (mode, text, said) in [
         (

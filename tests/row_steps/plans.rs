@@ -164,8 +164,9 @@ async fn keys_are_kept_and_come_back() {
     let output = desk.run("jwks-backup", &[]);
     assert!(output.status.success(), "{}", said(&output));
     let store = desk.folder.path().join("store");
-    let files: Vec<_> = std::fs::read_dir(&store).unwrap().map(|entry| entry.unwrap().path()).collect();
-    let [file] = files.as_slice() else { panic!("{files:?}") };
+    let mut files: Vec<_> = std::fs::read_dir(&store).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let [file, _manifest] = files.as_slice() else { panic!("{files:?}") };
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(file).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
     let half = r#""d":"#;
@@ -196,6 +197,6 @@ async fn keys_are_kept_and_come_back() {
     sql(&desk.database, "DELETE FROM auth.jwks").await;
     let output = desk.run("jwks-backup", &[]);
     assert!(!output.status.success(), "without keys there is nothing to back up: {}", said(&output));
-    assert_eq!(std::fs::read_dir(&store).unwrap().count(), 1);
+    assert_eq!(std::fs::read_dir(&store).unwrap().count(), 2);
     drop(desk.names);
 }

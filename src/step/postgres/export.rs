@@ -1,7 +1,7 @@
 //! `postgres.export`: a table's or a query's rows as one object: CSV, or COPY's binary format.
 //!
 //! The rows come to this machine and go on to the storage: the server writes no file. They are
-//! read in one snapshot, and the object appears whole or not at all.
+//! read in one snapshot, and the object appears whole or not at all, its manifest last.
 
 use std::collections::BTreeMap;
 
@@ -9,11 +9,10 @@ use async_trait::async_trait;
 use futures::TryStreamExt;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio_util::bytes::{Bytes, BytesMut};
 
 use super::backup::{hash, writer};
-use super::once::number;
 use super::{ReadAt, blame, counted, database_resource, end_leftovers, server, table_of};
 use crate::dump::source::PIECE;
 use crate::dump::tap::Checksum;
@@ -24,6 +23,7 @@ use crate::service::postgres::copy::{PLAIN_FORMS, RowCount};
 use crate::service::postgres::relation::{Relation, idents};
 use crate::service::storage::{Storage, Upload, UploadOptions};
 use crate::step::effect::{Access, Effect, Resource};
+use crate::step::storage::object_manifest::ObjectManifest;
 use crate::step::storage::{Place, check_object_path};
 use crate::step::world::Fact;
 use crate::step::{
@@ -157,8 +157,9 @@ impl Step for Export {
 
     async fn run(&self, cx: &RunCx) -> Result<Done, Failure> {
         let storage = cx.services.storage(&self.to.storage)?;
-        if let Some(note) = self.published(&storage, cx).await? {
-            return Ok(done(&note));
+        if let Some(manifest) = self.published(&storage, cx).await? {
+            manifest.store(&storage, &writer(cx)).await?;
+            return Ok(done(&manifest));
         }
         let session = server(cx, &self.target)?.connect(Some(&self.database)).await?;
         if let Some(left) = end_leftovers(&session, cx).await? {
@@ -168,7 +169,9 @@ impl Step for Export {
         let attempted = format!("export {} of {} to {}", self.what(), self.target, self.to.path);
         let begin = format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {PLAIN_FORMS}");
         session.batch(&attempted, &begin).await?;
+        let taken_at = jiff::Timestamp::now();
         let select = self.select(&session).await?;
+        let server_version = session.server_facts().await?.version.to_string();
         // No more than a guess, to make parts large enough.
         let size = session.row(&attempted, "SELECT pg_database_size(current_database())", &[]).await?;
         let expected_bytes = size.get::<_, i64>(0).unsigned_abs();
@@ -176,13 +179,14 @@ impl Step for Export {
         let mut upload = storage.upload(&self.to.path, options).await?;
         let noted = match self.pump(cx, &session, &attempted, &select, &mut upload).await {
             Ok((rows, sha256)) => {
-                let note = json!({ "path": self.to.path, "bytes": upload.bytes(), "sha256": sha256, "rows": rows });
-                cx.note(note.clone()).await.map(|()| note)
+                let whole = (upload.bytes(), sha256);
+                let manifest = ObjectManifest::new(cx, &self.to.path, whole, rows, taken_at, server_version);
+                cx.note(json!({ "manifest": manifest })).await.map(|()| manifest)
             }
             Err(failure) => Err(failure),
         };
-        let note = match noted {
-            Ok(note) => note,
+        let manifest = match noted {
+            Ok(manifest) => manifest,
             Err(failure) => {
                 upload.abort().await;
                 return Err(failure);
@@ -190,18 +194,22 @@ impl Step for Export {
         };
         upload.publish().await?;
         let there = hash(&storage, &self.to.path, cx).await?;
-        if note["sha256"] != there {
+        if manifest.sha256 != there {
             storage.delete(&self.to.path).await?;
             return Err(Failure::permanent(format!("`{}` came out with the checksum {there}", self.to.path))
                 .help("the storage damaged it, or something else writes there"));
         }
-        Ok(done(&note))
+        manifest.store(&storage, &writer(cx)).await?;
+        Ok(done(&manifest))
     }
 
     async fn after_kill(&self, cx: &RunCx) -> Result<AfterKill, Failure> {
         let storage = cx.services.storage(&self.to.storage)?;
-        if let Some(note) = self.published(&storage, cx).await? {
-            return Ok(AfterKill::Happened(done(&note)));
+        if let Some(manifest) = self.published(&storage, cx).await? {
+            return Ok(match ObjectManifest::load(&storage, &self.to.path).await? {
+                Some(_) => AfterKill::Happened(done(&manifest)),
+                None => AfterKill::Partly { what: format!("{} is there without its manifest", self.to.path) },
+            });
         }
         let why = match storage.stat(&self.to.path).await? {
             None => format!("nothing was published as {}", self.to.path),
@@ -280,13 +288,16 @@ impl Export {
         Ok((count.rows() - u64::from(header), checksum.hex()))
     }
 
-    /// The note of the attempt that published what is there.
-    async fn published(&self, storage: &Storage, cx: &RunCx) -> Result<Option<Value>, Failure> {
+    /// What the attempt noted that published what is there.
+    async fn published(&self, storage: &Storage, cx: &RunCx) -> Result<Option<ObjectManifest>, Failure> {
         let Some((_, note)) = cx.notes.last() else { return Ok(None) };
-        let there = note["path"] == self.to.path
-            && storage.stat(&self.to.path).await?.is_some_and(|object| note["bytes"] == object.bytes)
-            && note["sha256"] == hash(storage, &self.to.path, cx).await?;
-        Ok(there.then(|| note.clone()))
+        let Ok(manifest) = serde_json::from_value::<ObjectManifest>(note["manifest"].clone()) else {
+            return Ok(None);
+        };
+        let there = manifest.path == self.to.path
+            && storage.stat(&self.to.path).await?.is_some_and(|object| manifest.bytes == object.bytes)
+            && manifest.sha256 == hash(storage, &self.to.path, cx).await?;
+        Ok(there.then_some(manifest))
     }
 }
 
@@ -305,10 +316,10 @@ pub(super) async fn find_table(session: &Session, table: &str) -> Result<Relatio
     })
 }
 
-fn done(note: &Value) -> Done {
-    let (rows, path) = (number(note, "rows"), note["path"].as_str().unwrap_or_default());
-    Done::new(format!("{path}: {}, {}", counted(rows, "row"), Size(number(note, "bytes"))))
-        .output("rows", rows)
-        .output("path", path)
-        .output("sha256", note["sha256"].clone())
+fn done(manifest: &ObjectManifest) -> Done {
+    let rows = counted(manifest.count, "row");
+    Done::new(format!("{}: {rows}, {}", manifest.path, Size(manifest.bytes)))
+        .output("rows", manifest.count)
+        .output("path", manifest.path.clone())
+        .output("sha256", manifest.sha256.clone())
 }

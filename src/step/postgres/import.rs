@@ -23,6 +23,7 @@ use crate::service::postgres::relation::{Relation, idents};
 use crate::service::postgres::{Session, ident};
 use crate::service::storage::Storage;
 use crate::step::effect::{Access, Effect, Resource};
+use crate::step::storage::object_manifest::ObjectManifest;
 use crate::step::storage::{Place, changed_by, check_object_path};
 use crate::step::world::Fact;
 use crate::step::{
@@ -62,6 +63,10 @@ pub struct Import {
     mode: Mode,
     /// The columns by which `merge` knows a row again; by default the primary key.
     key: Option<Vec<String>>,
+    /// Only an object with the manifest that `postgres.export` writes beside it, which tells a file that
+    /// was cut between two rows. Where there is one it must fit in any case.
+    #[serde(default)]
+    require_manifest: bool,
     /// The checksum that the object must have, as the export gave it.
     #[schemars(regex(pattern = r"^[0-9a-f]{64}$"))]
     sha256: Option<String>,
@@ -157,7 +162,14 @@ impl Step for Import {
             let mut source =
                 Source::raw(&storage, &self.from.path, &tokio_util::sync::CancellationToken::new()).await?;
             self.begin(&mut source, &layout).await?;
-            Ok::<_, Failure>(Some(source.object.bytes))
+            let bytes = source.object.bytes;
+            if let Some(manifest) = self.manifest(&storage).await?
+                && manifest.bytes != bytes
+            {
+                // Its checksum is computed when it is read; the size tells as much here.
+                manifest.check(&self.from.path, bytes, "of another object")?;
+            }
+            Ok::<_, Failure>(Some(bytes))
         };
         match looked.await {
             Ok(Some(bytes)) => Preview { summary: format!("{summary} ({})", Size(bytes)), ..preview },
@@ -199,6 +211,20 @@ impl Import {
 
     fn has_header(&self) -> bool {
         self.format == Format::Csv && self.header.unwrap_or(true)
+    }
+
+    /// What is known of the object.
+    async fn manifest(&self, storage: &Storage) -> Result<Option<ObjectManifest>, Failure> {
+        let manifest = ObjectManifest::load(storage, &self.from.path).await?;
+        if manifest.is_none() && self.require_manifest {
+            return Err(Failure::permanent(format!(
+                "{}: `{}` has no manifest, so nothing tells whether it is whole",
+                self.attempted(),
+                self.from.path
+            ))
+            .help("take an object that postgres.export finished; `require_manifest: false` believes another one"));
+        }
+        Ok(manifest)
     }
 
     async fn layout(&self, session: &Session) -> Result<Layout, Failure> {
@@ -354,6 +380,7 @@ impl Import {
         layout: &Layout,
     ) -> Result<u64, Failure> {
         let attempted = self.attempted();
+        let manifest = self.manifest(storage).await?;
         let mut source = Source::raw(storage, &self.from.path, &cx.cancel).await?;
         let beginning = self.begin(&mut source, layout).await?;
         let format = match self.format {
@@ -392,6 +419,9 @@ impl Import {
                 source.checksum.hex()
             ))
             .help("it is not the object that was exported, or it was damaged"));
+        }
+        if let Some(manifest) = &manifest {
+            manifest.check(&self.from.path, source.checksum.bytes(), &source.checksum.hex())?;
         }
         sink.as_mut().finish().await.map_err(failed)
     }

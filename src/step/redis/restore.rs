@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep};
 
 use super::place::{Layout, as_the_servers, hidden, place};
-use super::rdb::{self, Manifest};
+use super::rdb;
 use crate::dump::source::PIECE;
 use crate::dump::tap::Checksum;
 use crate::failure::Failure;
@@ -24,6 +24,7 @@ use crate::service::disk;
 use crate::service::process::Command;
 use crate::service::redis::Session;
 use crate::step::effect::{Access, Effect, Resource};
+use crate::step::storage::object_manifest::ObjectManifest;
 use crate::step::storage::{Place, check_object_path};
 use crate::step::world::Fact;
 use crate::step::{
@@ -137,7 +138,7 @@ impl Step for Restore {
         let look = async {
             let storage = services.storage(&self.from.storage)?;
             let object = storage.object(&self.from.path).await?;
-            let manifest = Manifest::load(&storage, &self.from.path).await?;
+            let manifest = ObjectManifest::load(&storage, &self.from.path).await?;
             self.folder_is_here()?;
             if let Some(container) = &self.container {
                 services.docker(&container.target)?.container(&container.name).await?;
@@ -152,7 +153,7 @@ impl Step for Restore {
         };
         match look.await {
             Ok((bytes, manifest, free)) => {
-                let keys = manifest.map_or_else(String::new, |manifest| format!(", {} keys", manifest.keys));
+                let keys = manifest.map_or_else(String::new, |manifest| format!(", {} keys", manifest.count));
                 let summary = format!("{summary} ({}{keys})", Size(bytes));
                 let preview = Preview { certainty: Certainty::Observed, summary, ..assumed };
                 // Once as RDB file, once as append-only file.
@@ -281,7 +282,7 @@ impl Restore {
     async fn fetch(&self, staged: &Path, cx: &RunCx) -> Result<Option<u64>, Failure> {
         let storage = cx.services.storage(&self.from.storage)?;
         let object = storage.object(&self.from.path).await?;
-        let manifest = Manifest::load(&storage, &self.from.path).await?;
+        let manifest = ObjectManifest::load(&storage, &self.from.path).await?;
         let failed = |error: std::io::Error| Failure::permanent(format!("write {}: {error}", staged.display()));
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(true).mode(0o600);
@@ -302,11 +303,11 @@ impl Restore {
         }
         file.sync_all().await.map_err(failed)?;
         if let Some(manifest) = &manifest {
-            manifest.check(checksum.bytes(), &checksum.hex())?;
+            manifest.check(&self.from.path, checksum.bytes(), &checksum.hex())?;
         }
         let shown = format!("`{}` in the storage `{}`", self.from.path, self.from.storage);
         let counted = rdb::check(&mut file, staged, &shown, cx).await?;
-        Ok(counted.or(manifest.map(|manifest| manifest.keys)))
+        Ok(counted.or(manifest.map(|manifest| manifest.count)))
     }
 
     async fn stop(&self, cx: &RunCx) -> Result<(), Failure> {

@@ -16,7 +16,7 @@ use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, sleep};
 use tokio_util::bytes::Bytes;
 
-use super::rdb::{self, Manifest};
+use super::rdb;
 use crate::dump::source::{PIECE, Source};
 use crate::dump::tap::Checksum;
 use crate::failure::Failure;
@@ -24,6 +24,7 @@ use crate::record::event::{Progress, ProgressUnit};
 use crate::service::redis::{Begun, Session};
 use crate::service::storage::{Storage, UploadOptions};
 use crate::step::effect::{Access, Effect, Resource, Role};
+use crate::step::storage::object_manifest::ObjectManifest;
 use crate::step::storage::{Place, check_object_path};
 use crate::step::world::Fact;
 use crate::step::{
@@ -137,11 +138,9 @@ impl Step for Snapshot {
             return Ok(AfterKill::RunAgain { why });
         }
         let (bytes, sha256) = hash(&storage, &self.to.path, cx).await?;
-        match Manifest::load(&storage, &self.to.path).await? {
-            Some(manifest)
-                if (manifest.run.as_str(), manifest.step.as_str()) == (cx.run.as_str(), cx.step.as_str()) =>
-            {
-                manifest.check(bytes, &sha256)?;
+        match ObjectManifest::load(&storage, &self.to.path).await? {
+            Some(manifest) if manifest.is_of(cx) => {
+                manifest.check(&self.to.path, bytes, &sha256)?;
                 Ok(AfterKill::Happened(done(&manifest)))
             }
             Some(other) => Ok(AfterKill::CannotTell {
@@ -233,17 +232,8 @@ impl Snapshot {
                     message: Some("copying".to_owned()),
                 });
             }
-            let manifest = Manifest {
-                lifeboat_redis: 1,
-                path: self.to.path.clone(),
-                bytes: checksum.bytes(),
-                sha256: checksum.hex(),
-                keys,
-                taken_at,
-                server_version,
-                run: cx.run.to_string(),
-                step: cx.step.to_string(),
-            };
+            let whole = (checksum.bytes(), checksum.hex());
+            let manifest = ObjectManifest::new(cx, &self.to.path, whole, keys, taken_at, server_version);
             cx.note(serde_json::json!({ "manifest": manifest })).await?;
             Ok::<_, Failure>(manifest)
         };
@@ -256,7 +246,7 @@ impl Snapshot {
         };
         upload.publish().await?;
         let (bytes, sha256) = hash(&storage, &self.to.path, cx).await?;
-        manifest.check(bytes, &sha256)?;
+        manifest.check(&self.to.path, bytes, &sha256)?;
         manifest.store(&storage, &writer).await?;
         Ok(done(&manifest))
     }
@@ -351,14 +341,14 @@ async fn hash(storage: &Storage, path: &str, cx: &RunCx) -> Result<(u64, String)
 }
 
 /// The manifest that an earlier attempt announced for what has that checksum.
-fn noted(cx: &RunCx, sha256: &str) -> Option<Manifest> {
+fn noted(cx: &RunCx, sha256: &str) -> Option<ObjectManifest> {
     let manifests = cx.notes.iter().filter_map(|(_, note)| serde_json::from_value(note["manifest"].clone()).ok());
-    manifests.into_iter().find(|manifest: &Manifest| manifest.sha256 == sha256)
+    manifests.into_iter().find(|manifest: &ObjectManifest| manifest.sha256 == sha256)
 }
 
-fn done(manifest: &Manifest) -> Done {
-    Done::new(format!("{}: {}, {} keys, checksum read back", manifest.path, Size(manifest.bytes), manifest.keys))
+fn done(manifest: &ObjectManifest) -> Done {
+    Done::new(format!("{}: {}, {} keys, checksum read back", manifest.path, Size(manifest.bytes), manifest.count))
         .output("path", manifest.path.clone())
         .output("bytes", manifest.bytes)
-        .output("keys", manifest.keys)
+        .output("keys", manifest.count)
 }

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio_util::bytes::Bytes;
 
+use super::object_manifest::ObjectManifest;
 use super::{Place, changed_by, check_object_path};
 use crate::dump::manifest::{Companion, Manifest, globals_path};
 use crate::dump::source::{PIECE, Source};
@@ -164,6 +165,10 @@ impl Copy {
         if let Some(manifest) = &manifest {
             manifest.check(&self.from.path, object.bytes, &sha256)?;
         }
+        let other = ObjectManifest::load(&from, &self.from.path).await?;
+        if let Some(other) = &other {
+            other.check(&self.from.path, object.bytes, &sha256)?;
+        }
         let copied = hash(&to, &self.to.path, &cx.cancel, |done| watch(done, "reading the copy back")).await?;
         if copied != sha256 {
             let message =
@@ -181,6 +186,10 @@ impl Copy {
             }
             manifest.path.clone_from(&self.to.path);
             manifest.store(&to, &writer).await?;
+        }
+        if let Some(mut other) = other {
+            other.path.clone_from(&self.to.path);
+            other.store(&to, &writer).await?;
         }
         Ok(Done::new(format!(
             "{} in {}: {}, {how}, checksum read back",

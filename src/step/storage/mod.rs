@@ -13,6 +13,7 @@ use crate::service::storage::{Storage, check_path};
 mod backups;
 pub mod copy;
 pub mod find;
+pub(super) mod object_manifest;
 pub mod prune;
 pub mod verify;
 

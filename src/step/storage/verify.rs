@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::object_manifest::ObjectManifest;
 use super::{changed_by, check_object_path};
 use crate::dump::manifest::{Format, Manifest};
 use crate::dump::proof::{Watch, prove};
@@ -128,6 +129,10 @@ impl Verify {
         if let Some(manifest) = &manifest {
             manifest.check(&self.path, read.bytes, &read.sha256)?;
         }
+        let other = if self.checksum { ObjectManifest::load(&storage, &self.path).await? } else { None };
+        if let Some(other) = &other {
+            other.check(&self.path, read.bytes, &read.sha256)?;
+        }
         let mut summary = format!("{}: {}", self.path, Size(read.bytes));
         let mut listing = String::new();
         if let Some(survey) = &read.survey {
@@ -137,7 +142,7 @@ impl Verify {
                 let _ = writeln!(listing, "{table}\t{rows} rows");
             }
         }
-        if manifest.is_some() {
+        if manifest.is_some() || other.is_some() {
             summary = format!("{summary}, as its manifest says");
         }
         Ok((Done::new(summary).output("bytes", read.bytes).output("sha256", read.sha256), listing))
