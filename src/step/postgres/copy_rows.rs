@@ -147,7 +147,7 @@ impl Step for CopyRows {
     async fn preview(&self, cx: &PreviewCx<'_>) -> Preview {
         let what = if self.follow { " and what they refer to" } else { "" };
         let summary = |rows: &str| {
-            format!("copy {rows} of {}{what} from {} to {}", self.from.table, self.from.database, self.to.database)
+            format!("copy {rows} of {}{what} from {} to {}", self.from.table, self.source(), self.destination())
         };
         let written = self.effects().pop().map(|effect| effect.resource);
         let mut assumed = Preview::from_effects(&self.effects(), summary("rows"));
@@ -197,12 +197,21 @@ impl Step for CopyRows {
 }
 
 impl CopyRows {
+    /// For people: two servers may have databases of the same name.
+    fn source(&self) -> String {
+        format!("{}/{}", self.from.target, self.from.database)
+    }
+
+    fn destination(&self) -> String {
+        format!("{}/{}", self.to.target, self.to.database)
+    }
+
     fn to_table(&self) -> &str {
         self.to.table.as_ref().unwrap_or(&self.from.table)
     }
 
     fn attempted(&self) -> String {
-        format!("copy rows of {} from {} to {}", self.from.table, self.from.database, self.to.database)
+        format!("copy rows of {} from {} to {}", self.from.table, self.source(), self.destination())
     }
 
     /// How many rows there are to copy, and whether the tables fit each other, where that can be seen.
