@@ -183,6 +183,9 @@ async fn reach_one(services: &Services, name: &str, target: &Target) -> Vec<Find
         Target::Http(settings) => one(http(services, name, &settings.base_url).await),
         // A hook is only reached by telling people something.
         Target::Webhook(_) => one(services.webhook(name).map(|_| "its settings hold; it is not tried".to_owned())),
+        Target::Redis(settings) if settings.sandbox => {
+            one(crate::sandbox::redis_server().map(|program| format!("a sandbox, by {}", program.display())))
+        }
         Target::Redis(_) => one(redis(services, name).await),
         Target::Oidc(_) | Target::Dns(_) | Target::Smtp(_) | Target::Ssh(_) => {
             one(Ok("its settings hold; no step type of this version reaches it".to_owned()))
@@ -196,15 +199,15 @@ async fn postgres(services: &Services, name: &str, settings: &PostgresSettings) 
         let found = tool.map(|tool| format!("a sandbox, by {} {}", tool.path.display(), tool.version));
         return vec![Finding::new("postgres", name, true, found)];
     }
+    // There only while a plan needs it.
+    if let Some(beside) = &settings.beside {
+        let said = format!("a cluster beside {}, on port {} when it is there", beside.like, beside.port);
+        return vec![Finding::new("postgres", name, true, Ok(said))];
+    }
     let server = match services.postgres(name) {
         Ok(server) => server,
         Err(failure) => return vec![Finding::new("postgres", name, true, Err(failure))],
     };
-    // There only while a plan needs it.
-    if let Some(beside) = &settings.beside {
-        let said = format!("a cluster beside {}, at {} when it is there", beside.like, server.host_and_port());
-        return vec![Finding::new("postgres", name, true, Ok(said))];
-    }
     let asked = async {
         let session = server.connect(None).await?;
         Ok((session.server_facts().await?, session.role().await?))

@@ -25,7 +25,7 @@ use crate::failure::Failure;
 use crate::secret::Redactor;
 use crate::service::{Target, sandbox as cluster};
 use service::Throwaway;
-pub use service::{DATABASE_VARIABLE, State};
+pub use service::{DATABASE_VARIABLE, State, redis_server};
 
 /// How long a service's last requests may take when it is told to end.
 const LINGER: Duration = Duration::from_secs(3);
@@ -98,6 +98,10 @@ impl Sandbox {
     pub async fn ensure(&self, say: &(dyn Fn(&str) + Sync)) -> Result<(), Failure> {
         create_folder(&self.folder)?;
         for throwaway in self.throwaways()? {
+            if !throwaway.is_installed() {
+                say(&format!("{} is left out: {} is not installed", throwaway.target, throwaway.what()));
+                continue;
+            }
             let state = throwaway.state(self).await;
             if state == State::Down || (state == State::Stopped && throwaway.is_cluster()) {
                 self.start_one(&throwaway, say).await?;

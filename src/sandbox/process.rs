@@ -68,10 +68,12 @@ fn start_time(pid: i32) -> Option<u64> {
     (!matches!(state, "Z" | "X")).then(|| fields.nth(18)?.parse().ok()).flatten()
 }
 
-/// What is started in the background: this program with other arguments.
+/// What is started in the background.
 pub struct Background<'a> {
     /// What people call it.
     pub name: &'a str,
+    /// The program; this one by default.
+    pub program: Option<PathBuf>,
     /// The arguments.
     pub args: Vec<String>,
     /// Variables, the place for what is secret.
@@ -110,7 +112,7 @@ impl Background<'_> {
 
     fn spawn(&self) -> io::Result<Identity> {
         let log = File::options().create(true).append(true).open(log_file(self.folder, self.name))?;
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = Command::new(self.program.clone().map_or_else(std::env::current_exe, Ok)?);
         command.args(&self.args).env_clear().current_dir("/").process_group(0);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));

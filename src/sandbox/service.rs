@@ -12,6 +12,8 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{Sandbox, container, process, seed};
 use crate::failure::Failure;
 use crate::secret::Secret;
+use crate::service::process::find_program;
+use crate::service::redis::RedisSettings;
 use crate::service::{AuthSandbox, DockerSettings, HttpSettings, PostgresSandbox, Target, WebhookSettings};
 
 /// The variable that tells the auth service its database.
@@ -34,6 +36,7 @@ enum Kind {
     Folder(PathBuf),
     Cluster(PostgresSandbox),
     Sink(SocketAddr),
+    Redis(SocketAddr),
     Auth {
         listen: SocketAddr,
         health: String,
@@ -77,6 +80,8 @@ impl Sandbox {
             Kind::Cluster(_) => 1,
             Kind::Sink(_) => 2,
             Kind::Auth { .. } => 3,
+            // Last: it may not be installed, and nobody needs it to come up.
+            Kind::Redis(_) => 4,
         });
         // A folder of backups alone is no sandbox.
         let only_folders = found.iter().all(|throwaway| matches!(throwaway.kind, Kind::Folder(_)));
@@ -95,6 +100,13 @@ fn kind_of(target: &Target, folder: &Path) -> Result<Option<Kind>, Failure> {
             .filter(|root| root.starts_with(folder) && root != folder)
             .map(Kind::Folder),
         Target::Webhook(WebhookSettings { sandbox: true, url, .. }) => Some(Kind::Sink(loopback(url)?)),
+        Target::Redis(RedisSettings { sandbox: true, url }) => {
+            if Url::parse(url).is_ok_and(|url| url.password().is_some()) {
+                return Err(Failure::permanent("a sandbox's Redis server has no password")
+                    .help("leave it out of `url`, as in `redis://127.0.0.1:28303/0`"));
+            }
+            Some(Kind::Redis(loopback(url)?))
+        }
         Target::Http(HttpSettings { sandbox: Some(settings), base_url, .. }) => {
             let health = format!("{}/health/ready", base_url.trim_end_matches('/'));
             Some(Kind::Auth { listen: loopback(base_url)?, health, settings: settings.clone() })
@@ -126,6 +138,7 @@ impl Throwaway {
             Kind::Folder(_) => "a folder for backups",
             Kind::Cluster(_) => "a PostgreSQL cluster",
             Kind::Sink(_) => "the other end of a web hook",
+            Kind::Redis(_) => "a Redis server",
             Kind::Auth { settings: AuthSandbox { container: Some(_), .. }, .. } => {
                 "an auth service, as a container"
             }
@@ -138,12 +151,18 @@ impl Throwaway {
         matches!(self.kind, Kind::Cluster(_))
     }
 
+    /// Whether this machine has the program that it is.
+    pub(super) fn is_installed(&self) -> bool {
+        !matches!(self.kind, Kind::Redis(_)) || redis_server().is_ok()
+    }
+
     /// Where it is reached, without secrets.
     pub fn address(&self, sandbox: &Sandbox) -> String {
         match &self.kind {
             Kind::Folder(folder) => folder.display().to_string(),
             Kind::Cluster(_) => sandbox.cluster(&self.target).address().unwrap_or_default(),
             Kind::Sink(listen) => format!("http://{listen}"),
+            Kind::Redis(listen) => format!("redis://{listen}"),
             Kind::Auth { health, .. } => health.clone(),
         }
     }
@@ -158,7 +177,9 @@ impl Throwaway {
                 cluster if cluster.url().is_some() => State::Stopped,
                 _ => State::Down,
             },
-            Kind::Sink(listen) | Kind::Auth { listen, settings: AuthSandbox { container: None, .. }, .. } => {
+            Kind::Sink(listen)
+            | Kind::Redis(listen)
+            | Kind::Auth { listen, settings: AuthSandbox { container: None, .. }, .. } => {
                 let folder = sandbox.folder();
                 if process::running(folder, &self.target).is_some() && answers(*listen).await {
                     State::Up
@@ -189,7 +210,17 @@ impl Throwaway {
                 let args = ["sandbox", "serve-sink", "--listen", &listen.to_string(), "--file"];
                 let mut args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
                 args.push(file.display().to_string());
-                self.background(sandbox, *listen, args, vec![]).await
+                self.background(sandbox, *listen, None, args, vec![]).await
+            }
+            Kind::Redis(listen) => {
+                let data = sandbox.folder().join(&self.target);
+                super::create_folder(&data)?;
+                let (host, port) = (listen.ip().to_string(), listen.port().to_string());
+                let folder = data.display().to_string();
+                // No save points: what is saved is what a plan asks for.
+                let args = ["--bind", &host, "--port", &port, "--dir", &folder, "--save", "", "--daemonize", "no"];
+                let args = args.map(str::to_owned).to_vec();
+                self.background(sandbox, *listen, Some(redis_server()?), args, vec![]).await
             }
             Kind::Auth { listen, settings, .. } => {
                 let database = seed::ensure(sandbox, settings).await?;
@@ -212,7 +243,7 @@ impl Throwaway {
                         }
                         Ok(())
                     }
-                    None => self.background(sandbox, *listen, args, env).await,
+                    None => self.background(sandbox, *listen, None, args, env).await,
                 }
             }
         }
@@ -221,7 +252,7 @@ impl Throwaway {
     /// Stops it and keeps its data.
     pub(super) async fn stop(&self, sandbox: &Sandbox) -> Result<(), Failure> {
         match &self.kind {
-            Kind::Sink(_) | Kind::Auth { settings: AuthSandbox { container: None, .. }, .. } => {
+            Kind::Sink(_) | Kind::Redis(_) | Kind::Auth { settings: AuthSandbox { container: None, .. }, .. } => {
                 process::stop(sandbox.folder(), &self.target, GRACE).await.map(|_| ())
             }
             Kind::Auth { .. } => Err(Failure::permanent(format!("{} is a container", self.target))
@@ -250,7 +281,7 @@ impl Throwaway {
                     _ => Ok(()),
                 }
             }
-            Kind::Sink(_) | Kind::Auth { .. } => {
+            Kind::Sink(_) | Kind::Redis(_) | Kind::Auth { .. } => {
                 process::stop(sandbox.folder(), &self.target, GRACE).await.map(|_| ())
             }
         }
@@ -260,6 +291,7 @@ impl Throwaway {
         &self,
         sandbox: &Sandbox,
         listen: SocketAddr,
+        program: Option<PathBuf>,
         args: Vec<String>,
         env: Vec<(&'static str, Secret)>,
     ) -> Result<(), Failure> {
@@ -267,7 +299,7 @@ impl Throwaway {
         if process::running(folder, &self.target).is_none() {
             self.is_free(listen).await?;
         }
-        let identity = process::Background { name: &self.target, args, env, folder }.start()?;
+        let identity = process::Background { name: &self.target, program, args, env, folder }.start()?;
         if comes_up(listen, async || identity.is_alive()).await {
             return Ok(());
         }
@@ -308,6 +340,17 @@ impl Throwaway {
             _ => Err(Failure::permanent(format!("`{target}` is no docker target"))),
         }
     }
+}
+
+/// Where the server's program is.
+///
+/// # Errors
+/// When it isn't installed.
+pub fn redis_server() -> Result<PathBuf, Failure> {
+    find_program("redis-server", None).ok_or_else(|| {
+        Failure::permanent("redis-server is not installed")
+            .help("install it (Debian: `apt-get install redis-server`); plans without Redis run all the same")
+    })
 }
 
 async fn answers(listen: SocketAddr) -> bool {

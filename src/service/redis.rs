@@ -27,6 +27,9 @@ const ANSWER: Duration = Duration::from_secs(30);
 pub struct RedisSettings {
     /// As `redis://:password@host:6379/0`.
     pub url: String,
+    /// Lifeboat itself starts a throwaway server at `url`, on loopback, and removes it.
+    #[serde(default)]
+    pub sandbox: bool,
 }
 
 /// A target of kind `redis`, ready to be connected to.

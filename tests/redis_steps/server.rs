@@ -154,7 +154,7 @@ impl Drop for Redis {
 }
 
 pub fn target(url: &str) -> Target {
-    Target::Redis(RedisSettings { url: url.to_owned() })
+    Target::Redis(RedisSettings { url: url.to_owned(), sandbox: false })
 }
 
 pub fn store(root: &str) -> Target {

@@ -43,7 +43,7 @@ impl Stage {
     pub fn set(users: u32, settings: &Value) -> Self {
         let folder = tempfile::Builder::new().prefix("lifeboat-test-").tempdir().unwrap();
         let container = folder.path().file_name().unwrap().to_string_lossy().to_lowercase();
-        let [auth, sink, side] = std::array::from_fn(|_| free_port().unwrap());
+        let [auth, sink, side, redis] = std::array::from_fn(|_| free_port().unwrap());
         let stage = Self { health: format!("http://127.0.0.1:{auth}/health/ready"), folder, container };
         let environments = stage.path("plans/environments");
         std::fs::create_dir_all(&environments).unwrap();
@@ -74,6 +74,7 @@ impl Stage {
                 "backups": folder("backups"),
                 "base_backups": folder("base_backups"),
                 "proofs": folder("proofs"),
+                "redis": { "redis": { "url": format!("redis://127.0.0.1:{redis}/0"), "sandbox": true } },
                 "docker": { "docker": { "host": docker_host() } },
                 "auth": { "http": {
                     "base_url": format!("http://127.0.0.1:{auth}"),
