@@ -18,6 +18,7 @@ pub mod control;
 pub mod effect;
 pub mod host;
 pub mod http;
+pub mod oidc;
 pub mod people;
 pub mod postgres;
 mod preview;
@@ -249,6 +250,7 @@ step_types! {
     http::check::Check,
     http::request::Request,
     http::notify::Notify,
+    oidc::check::Check,
     people::manual::Manual,
     people::approve::Approve,
     control::assert::Assert,
