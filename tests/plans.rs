@@ -167,8 +167,7 @@ fn a_slip_in_the_recovery_is_found() {
 }
 
 /// Step types that no plan uses yet.
-const UNUSED: &[&str] =
-    &["postgres.create_database", "container.restart", "redis.restore", "exec"];
+const UNUSED: &[&str] = &["postgres.create_database", "container.restart", "redis.restore", "exec"];
 
 #[test]
 fn every_step_type_is_in_a_plan() {

@@ -3,6 +3,7 @@
 //! Knows nothing of plans or steps. Settings are parsed here (an environment's
 //! `targets`), connections are made here, and failures are classed here.
 
+pub mod age;
 pub mod declared;
 pub mod disk;
 pub mod docker;
