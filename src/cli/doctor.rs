@@ -187,7 +187,8 @@ async fn reach_one(services: &Services, name: &str, target: &Target) -> Vec<Find
             one(crate::sandbox::redis_server().map(|program| format!("a sandbox, by {}", program.display())))
         }
         Target::Redis(_) => one(redis(services, name).await),
-        Target::Oidc(_) | Target::Dns(_) | Target::Smtp(_) | Target::Ssh(_) => {
+        Target::Smtp(_) => one(mail(services, name).await),
+        Target::Oidc(_) | Target::Dns(_) | Target::Ssh(_) => {
             one(Ok("its settings hold; no step type of this version reaches it".to_owned()))
         }
     }
@@ -264,6 +265,10 @@ async fn redis(services: &Services, name: &str) -> Result<String, Failure> {
     session.ping().await?;
     let info = session.info("server").await?;
     Ok(format!("version {} at {}", info.text("redis_version")?, session.place()))
+}
+
+async fn mail(services: &Services, name: &str) -> Result<String, Failure> {
+    services.mail(name)?.probe().await
 }
 
 async fn storage(services: &Services, name: &str) -> Result<String, Failure> {

@@ -313,7 +313,7 @@ impl Spot<'_> {
                 return None;
             }
         };
-        let mut findings = Findings::default();
+        let mut findings = Findings::with_kinds(targets.kinds(self.file));
         step.check(&mut findings);
         for finding in findings.found {
             let place = self.file.source.value(&format!("{}{}", self.base, finding.pointer));

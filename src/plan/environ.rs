@@ -16,7 +16,8 @@ use super::schema;
 use super::shape::{Hole, Holes};
 use super::source::{Source, escape, segments};
 use crate::environment::{Environment, EnvironmentDocument};
-use crate::service::{PostgresSettings, Target};
+use crate::secret::Redactor;
+use crate::service::{PostgresSettings, Target, Unsound};
 use crate::step::ValueKind;
 use crate::template::Templated;
 
@@ -96,6 +97,7 @@ pub fn read(
         }
     };
     unreachable_targets(&document, &mut found);
+    unsound_targets(&document, &environment.redactor, &mut found);
     let names = taken.names();
     let digest = digest(json!([source.file.inner(), names]).to_string().as_bytes());
     let environment = Environment {
@@ -126,6 +128,20 @@ fn is_beside(document: &EnvironmentDocument, name: &str, settings: &PostgresSett
     if !matches!(original, Some(Target::Postgres(original)) if original.beside.is_none()) {
         let message = format!("`{}` is no `postgres` target with a server of its own", clip(&beside.like));
         found.value(&format!("{pointer}/like"), "lifeboat::unknown_target", message, None);
+    }
+}
+
+/// Targets with settings that can't be right.
+fn unsound_targets(document: &EnvironmentDocument, redactor: &Redactor, found: &mut Collector<'_>) {
+    for (name, target) in &document.targets {
+        let Some(Unsound { setting, failure }) = target.unsound() else { continue };
+        // A value that is missing outside is told already.
+        if serde_json::to_string(target).is_ok_and(|settings| settings.contains('‹')) {
+            continue;
+        }
+        let pointer = format!("/targets/{}/{}/{setting}", escape(name), target.kind());
+        let message = redactor.redact(&failure.message).into_owned();
+        found.value(&pointer, "lifeboat::wrong_form", message, failure.help);
     }
 }
 

@@ -50,6 +50,13 @@ impl<'a> Targets<'a> {
         }
     }
 
+    /// The kinds of all targets that a file can name.
+    pub fn kinds(&self, file: &PlanFile) -> BTreeMap<String, String> {
+        let given = self.environment.targets.iter().map(|(name, target)| (name, target.kind()));
+        let declared = file.document.targets.iter().filter_map(|(name, target)| Some((name, kind_of(target)?)));
+        given.chain(declared).map(|(name, kind)| (name.clone(), kind.to_owned())).collect()
+    }
+
     /// Marks a target as used by a template.
     pub fn read_by_template(&mut self, file: &PlanFile, name: &str) {
         self.used.entry(key(file)).or_default().insert(name.to_owned());
@@ -175,7 +182,7 @@ fn key(file: &PlanFile) -> usize {
 }
 
 fn either(kinds: &[String]) -> String {
-    kinds.iter().map(|kind| format!("`{kind}`")).collect::<Vec<_>>().join(" or a ")
+    kinds.iter().map(|kind| format!("`{kind}`")).collect::<Vec<_>>().join(" or ")
 }
 
 /// The kind of a target as a plan declares it.

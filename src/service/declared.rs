@@ -35,16 +35,6 @@ fn tsig_algorithm() -> String {
     "hmac-sha256".to_owned()
 }
 
-/// A mail server.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct SmtpSettings {
-    /// As `smtps://user:password@mail.example.com`.
-    pub url: String,
-    /// The sender's address.
-    pub from: String,
-}
-
 /// A host that is reached by SSH.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

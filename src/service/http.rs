@@ -406,7 +406,8 @@ fn client(url: &Url, ca_file: Option<&str>) -> Result<Client, Failure> {
     builder.build().map_err(|error| Failure::permanent(format!("set up HTTP: {error}")))
 }
 
-fn is_loopback(host: &str) -> bool {
+/// Whether a host is this machine.
+pub(super) fn is_loopback(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }

@@ -8,6 +8,7 @@ pub mod declared;
 pub mod disk;
 pub mod docker;
 pub mod http;
+pub mod mail;
 pub mod oidc;
 pub mod postgres;
 pub mod process;
@@ -50,7 +51,7 @@ pub enum Target {
     /// A DNS zone that can be updated.
     Dns(declared::DnsSettings),
     /// A mail server.
-    Smtp(declared::SmtpSettings),
+    Smtp(mail::SmtpSettings),
     /// A host that is reached by SSH.
     Ssh(declared::SshSettings),
 }
@@ -75,6 +76,23 @@ impl Target {
             Self::Ssh(_) => "ssh",
         }
     }
+
+    /// What is wrong with its settings, as far as that shows without contact.
+    pub fn unsound(&self) -> Option<Unsound> {
+        match self {
+            Self::Smtp(settings) => settings.unsound(),
+            _ => None,
+        }
+    }
+}
+
+/// A setting that can't be right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unsound {
+    /// Which one.
+    pub setting: &'static str,
+    /// What is wrong with it. Shows no secret.
+    pub failure: Failure,
 }
 
 /// How to reach a PostgreSQL server.

@@ -174,10 +174,11 @@ impl Effect {
     }
 
     /// Whether others on the same resource can get in its way, so that order and locks
-    /// matter. Messages to a web hook don't mind each other, and what a command without
+    /// matter. Messages to people don't mind each other, and what a command without
     /// declared effects touches has no name to tell it by.
     pub fn is_contended(&self) -> bool {
-        self.access != Access::Undetermined && !self.resource.0.starts_with("webhook:")
+        let is_message = ["webhook:", "smtp:"].iter().any(|kind| self.resource.0.starts_with(kind));
+        self.access != Access::Undetermined && !is_message
     }
 
     /// The same effect with a meaning.

@@ -4,6 +4,7 @@
 //! line in `step_types!` below, and its test: schema, reference, completion,
 //! dry-run and docs follow from it. Knows nothing of plans, the engine or reports.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -154,7 +155,7 @@ pub struct TypeInfo {
     /// See [`StepType::declared_outputs`].
     pub declared_outputs: fn(&Value) -> Vec<(String, ValueKind)>,
     /// The parameters' JSON Schema. Extensions in it: `x-target` (the property names a
-    /// target of that kind), `x-sql` (a bare template is an error), `x-arguments` (ends
+    /// target of that kind, or of one of those kinds), `x-sql` (a bare template is an error), `x-arguments` (ends
     /// up in a process's arguments: no secrets).
     pub schema: fn(&mut SchemaGenerator) -> Schema,
     /// Parameters from JSON, all templates rendered.
@@ -270,6 +271,8 @@ pub fn find(name: &str) -> Option<&'static TypeInfo> {
 pub struct Findings {
     /// What was found so far.
     pub found: Vec<Finding>,
+    /// The kinds of targets, where they are known.
+    kinds: BTreeMap<String, String>,
 }
 
 /// A mistake in a step's parameters.
@@ -284,6 +287,16 @@ pub struct Finding {
 }
 
 impl Findings {
+    /// For a check that knows of these targets' kinds.
+    pub fn with_kinds(kinds: BTreeMap<String, String>) -> Self {
+        Self { found: vec![], kinds }
+    }
+
+    /// The kind of a target, if it is known already.
+    pub fn kind_of(&self, target: &str) -> Option<&str> {
+        self.kinds.get(target).map(String::as_str)
+    }
+
     /// Adds a mistake.
     pub fn add(&mut self, pointer: impl Into<String>, message: impl Into<String>, help: impl Into<Option<String>>) {
         self.found.push(Finding { pointer: pointer.into(), message: message.into(), help: help.into() });

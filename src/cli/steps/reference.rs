@@ -89,7 +89,7 @@ fn placeholder(kind: &str) -> &str {
         "boolean" => "true",
         "map" => "{ … }",
         kind if kind.starts_with("list") => "[ … ]",
-        kind => kind.split(" target").next().filter(|_| kind.ends_with(" target")).map_or("…", target_name),
+        kind => kind.split(' ').next().filter(|_| kind.ends_with(" target")).map_or("…", target_name),
     }
 }
 
@@ -172,15 +172,15 @@ fn follow<'a>(schema: &'a Value, definitions: &'a Map<String, Value>, depth: usi
 
 /// A type in words: `duration`, `list of string`, `plain | custom`, `postgres target`.
 fn describe(property: &Value, definitions: &Map<String, Value>) -> String {
-    if let Some(kind) = property["x-target"].as_str() {
-        return format!("{kind} target");
+    if let Some(kinds) = kinds_of_target(property) {
+        return kinds;
     }
     if property["$ref"].as_str() == Some("#/$defs/Matcher") {
         return "matcher".to_owned();
     }
     let schema = follow(property, definitions, 0);
-    if let Some(kind) = schema["x-target"].as_str() {
-        return format!("{kind} target");
+    if let Some(kinds) = kinds_of_target(schema) {
+        return kinds;
     }
     match schema["format"].as_str() {
         Some("duration-text") => return "duration".to_owned(),
@@ -227,6 +227,15 @@ fn describe(property: &Value, definitions: &Map<String, Value>) -> String {
         },
         _ => types.join(" | "),
     }
+}
+
+/// The target that a property names: `postgres target`, `webhook or smtp target`.
+fn kinds_of_target(schema: &Value) -> Option<String> {
+    let kinds: Vec<&str> = match &schema["x-target"] {
+        Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).collect(),
+        kind => kind.as_str().into_iter().collect(),
+    };
+    (!kinds.is_empty()).then(|| format!("{} target", kinds.join(" or ")))
 }
 
 /// The words of an enumeration.

@@ -96,3 +96,27 @@ async fn a_preview_tells_nobody() {
     assert_eq!(preview(&*alarm(), Some(&wrong), &World::default()).await.action, Action::Blocked);
     assert_eq!(findings("notify", json!({ "target": "oncall", "message": " " })).len(), 1);
 }
+
+#[test]
+fn whom_a_mail_is_for() {
+    let params = |to: Value| json!({ "target": "it", "message": "x", "to": to });
+    assert!(findings("notify", params(json!(["sven@a.test", "Sven <sven@a.test>", "‹ask.mail›"]))).is_empty());
+    assert_eq!(findings("notify", params(json!(["a@b.test", "sven"]))), ["/to/1 `sven` is no address"]);
+    let kinds = |kind: &str, params: Value| {
+        let kinds = [("it".to_owned(), kind.to_owned())].into();
+        let mut found = Findings::with_kinds(kinds);
+        step("notify", params).check(&mut found);
+        found
+            .found
+            .into_iter()
+            .map(|finding| format!("{} {}", finding.pointer, finding.message))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(kinds("smtp", params(json!([]))), [" `it` sends mail, and nobody is named"]);
+    assert_eq!(
+        kinds("webhook", params(json!(["a@b.test"]))),
+        ["/to `it` is a web hook, which knows whom it tells"]
+    );
+    assert!(kinds("smtp", params(json!(["a@b.test"]))).is_empty());
+    assert!(kinds("webhook", params(json!([]))).is_empty());
+}
