@@ -241,6 +241,8 @@ step_types! {
     container::stop::Stop,
     container::start::Start,
     container::restart::Restart,
+    container::run::Run,
+    container::remove::Remove,
     storage::find::Find,
     storage::verify::Verify,
     storage::copy::Copy,
