@@ -227,6 +227,7 @@ step_types! {
     postgres::swap_databases::SwapDatabases,
     postgres::backup::Backup,
     postgres::restore::Restore,
+    postgres::restore_globals::RestoreGlobals,
     postgres::base_backup::BaseBackupStep,
     postgres::recover_to::RecoverTo,
     postgres::remove_cluster::RemoveCluster,
