@@ -8,11 +8,16 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, RwLock};
 
+use schemars::JsonSchema;
+use serde::Deserialize;
+
 /// What stands in a secret's place.
 pub const MASK: &str = "●●●●";
 
 /// A value that shows as [`MASK`] however it is printed.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(transparent)]
+#[schemars(inline)]
 pub struct Secret(String);
 
 impl Secret {

@@ -35,6 +35,11 @@ const DRILL: &[(&str, &[&str])] = &[
     ("database-corruption", &[]),
     ("database-corruption", &[]),
     ("monthly-operations", &["-i", "review=false", "-i", "throwaway=true"]),
+    ("rotate-keys", &["-i", "grace=1s"]),
+    ("jwks-loss", &[]),
+    ("jwks-loss", &["-i", "mode=regenerate"]),
+    ("renew-keys", &[]),
+    ("emergency-key-rotation", &["-i", "second_person=false"]),
 ];
 
 #[test]

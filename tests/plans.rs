@@ -14,7 +14,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 /// What the example environments take from outside.
-const OUTSIDE: [(&str, &str); 10] = [
+const OUTSIDE: [(&str, &str); 12] = [
     ("DATABASE_ADMIN_URL", "postgres://lifeboat:not-a-secret-1@127.0.0.1:1/postgres"),
     ("STAGING_DATABASE_ADMIN_URL", "postgres://lifeboat:not-a-secret-2@127.0.0.1:1/postgres"),
     ("S3_ENDPOINT", "http://127.0.0.1:1"),
@@ -24,6 +24,8 @@ const OUTSIDE: [(&str, &str); 10] = [
     ("STAGING_S3_SECRET_ACCESS_KEY", "not-a-secret-6"),
     ("ONCALL_WEBHOOK", "http://127.0.0.1:1/not-a-secret-7"),
     ("STAGING_ONCALL_WEBHOOK", "http://127.0.0.1:1/not-a-secret-8"),
+    ("OIDC_CLIENT_SECRET", "not-a-secret-9"),
+    ("STAGING_OIDC_CLIENT_SECRET", "not-a-secret-0"),
     ("NO_COLOR", "1"),
 ];
 
@@ -168,12 +170,11 @@ fn a_slip_in_the_recovery_is_found() {
 const UNUSED: &[&str] = &[
     "postgres.create_database",
     "container.restart",
+    "container.run",
+    "container.remove",
     "redis.restore",
-    "http.request",
     "dns.check",
     "dns.update",
-    "approve",
-    "wait",
     "exec",
 ];
 

@@ -13,6 +13,8 @@ mod support;
 
 #[path = "row_steps/copy_rows.rs"]
 mod copy_rows;
+#[path = "row_steps/encrypted.rs"]
+mod encrypted;
 #[path = "row_steps/export.rs"]
 mod export;
 #[path = "row_steps/fixture.rs"]

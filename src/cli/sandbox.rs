@@ -10,9 +10,12 @@ use super::run_folder;
 use crate::environment::Environment;
 use crate::plan::load;
 use crate::report::text::Table;
-use crate::sandbox::{DATABASE_VARIABLE, Sandbox, Standing, State, auth, sink};
+use crate::sandbox::{
+    CLIENT_VARIABLE, DATABASE_VARIABLE, SECRET_VARIABLE, Sandbox, Standing, State, auth, consumer, sink,
+};
 use crate::secret::Secret;
 use crate::service::Target;
+use crate::units::Duration;
 
 /// The throwaway services of an environment: start them, look at them, remove them
 #[derive(Debug, clap::Args)]
@@ -38,6 +41,18 @@ enum Verb {
     ServeAuth {
         #[arg(long)]
         listen: SocketAddr,
+        #[arg(long)]
+        issuer: String,
+    },
+    /// The service that takes tokens itself
+    #[command(hide = true)]
+    ServeConsumer {
+        #[arg(long)]
+        listen: SocketAddr,
+        #[arg(long)]
+        issuer: String,
+        #[arg(long)]
+        cache: Duration,
     },
     /// The other end of a web hook itself
     #[command(hide = true)]
@@ -121,11 +136,20 @@ pub async fn sandbox(args: Args, state: Option<&str>, out: &Out) -> Result<Exit,
         }
         Verb::Stop(one) => one.which.sandbox(state)?.stop(&one.target).await?,
         Verb::Start(one) => one.which.sandbox(state)?.start(&one.target).await?,
-        Verb::ServeAuth { listen } => {
-            let database = std::env::var(DATABASE_VARIABLE)
-                .map_err(|_| Error::usage(format!("{DATABASE_VARIABLE} does not say where the database is")))?;
-            auth::serve(listen, &Secret::new(database)).await?;
+        Verb::ServeAuth { listen, issuer } => {
+            let told = |name| std::env::var(name).map_err(|_| Error::usage(format!("{name} is not set")));
+            let client = std::env::var(CLIENT_VARIABLE).ok();
+            let client = client.as_ref().and_then(|client| client.split_once(':'));
+            let setup = auth::Setup {
+                listen,
+                issuer,
+                database: Secret::new(told(DATABASE_VARIABLE)?),
+                secret: Secret::new(told(SECRET_VARIABLE)?),
+                client: client.map(|(id, secret)| (id.to_owned(), Secret::new(secret.to_owned()))),
+            };
+            auth::serve(setup).await?;
         }
+        Verb::ServeConsumer { listen, issuer, cache } => consumer::serve(listen, issuer, cache.std()).await?,
         Verb::ServeSink { listen, file } => sink::serve(listen, file).await?,
     }
     Ok(Exit::Done)

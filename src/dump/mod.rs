@@ -6,6 +6,7 @@
 pub mod archive;
 pub mod compression;
 pub mod count;
+pub mod globals;
 pub mod lexer;
 pub mod load;
 pub mod manifest;

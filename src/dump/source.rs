@@ -11,6 +11,8 @@ use super::compression::{Compression, Reader, decompress, peek};
 use super::manifest::Format;
 use super::tap::{Checksum, from_reader};
 use crate::failure::Failure;
+use crate::secret::{Redactor, Secret};
+use crate::service::age;
 use crate::service::storage::{Object, Storage};
 
 /// How much is read at once.
@@ -142,6 +144,17 @@ impl Source {
             reader: Some(Box::new(reader)),
             cancel: cancel.clone(),
         })
+    }
+
+    /// Reads on what [`age`] opens with this identity; the checksum stays that of the object's own bytes.
+    ///
+    /// # Errors
+    /// When age can't be started.
+    pub fn unseal(mut self, identity: &Secret, redactor: &Redactor) -> Result<Self, Failure> {
+        if let Some(sealed) = self.reader.take() {
+            self.reader = Some(Box::new(age::open(sealed, identity, redactor, &self.cancel)?));
+        }
+        Ok(self)
     }
 
     /// Reads on into `buffer`: how much there was, 0 at the end.

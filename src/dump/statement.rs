@@ -15,12 +15,12 @@ pub enum Token {
 }
 
 impl Token {
-    fn is(&self, word: &str) -> bool {
+    pub(super) fn is(&self, word: &str) -> bool {
         matches!(self, Self::Word(own) if own == word)
     }
 
     /// The name that it is, if it is one.
-    fn name(&self) -> Option<&str> {
+    pub(super) fn name(&self) -> Option<&str> {
         match self {
             Self::Word(name) | Self::Name(name) => Some(name),
             _ => None,
@@ -216,7 +216,7 @@ fn roles(tokens: &[Token]) -> Vec<String> {
 }
 
 /// The tokens of a statement; comments and the insides of dollar quotes are left out.
-fn tokens(text: &[u8]) -> Vec<Token> {
+pub(super) fn tokens(text: &[u8]) -> Vec<Token> {
     let text = String::from_utf8_lossy(text);
     let mut tokens = vec![];
     let mut rest = text.char_indices().peekable();

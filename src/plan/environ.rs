@@ -200,6 +200,8 @@ impl Taken {
             let mut problem =
                 Problem::at(&found.source.value(pointer), "lifeboat::missing_secret", message).help(help);
             problem.severity = severity;
+            let mut segments = segments(pointer);
+            problem.target = segments.next().filter(|root| root == "targets").and_then(|_| segments.next());
             found.problems.push(problem);
         };
         for reference in templated.references() {

@@ -257,6 +257,8 @@ fn finish(
             check::outputs(called, scope, &all, &mut problems);
         }
     }
+    // A plan needs the secrets of the targets that it uses, no others.
+    problems.retain(|problem| problem.target.as_ref().is_none_or(|target| used.is_used(target)));
     if environment_fits {
         for file in called.iter().chain([&file]) {
             used.declared_by(file, &mut problems);

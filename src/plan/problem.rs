@@ -139,6 +139,8 @@ pub struct Problem {
     pub file: Option<File>,
     /// What is underlined, the main place first.
     pub labels: Vec<(Span, Option<String>)>,
+    /// The target of the environment that it is about: told only where a plan uses that one.
+    pub target: Option<String>,
 }
 
 impl Problem {
@@ -151,6 +153,7 @@ impl Problem {
             help: None,
             file: None,
             labels: Vec::new(),
+            target: None,
         }
     }
 

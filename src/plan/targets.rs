@@ -62,6 +62,22 @@ impl<'a> Targets<'a> {
         self.used.entry(key(file)).or_default().insert(name.to_owned());
     }
 
+    /// Whether any plan uses a target of the environment, by itself or as what another one is beside.
+    pub fn is_used(&self, target: &str) -> bool {
+        let mut used = self.used.values().flatten();
+        used.any(|name| {
+            // A name that only the run knows may be any.
+            name == target
+                || name.contains('‹')
+                || self.environment.targets.get(name).is_some_and(|used| match used {
+                    Target::Postgres(settings) => {
+                        settings.beside.as_ref().is_some_and(|beside| beside.like == target)
+                    }
+                    _ => false,
+                })
+        })
+    }
+
     fn wrong(
         &self,
         name: &str,

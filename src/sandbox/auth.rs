@@ -2,7 +2,11 @@
 //!
 //! It keeps its database connections open and opens them again when they are lost, as a real
 //! service's pool does: a recovery that doesn't fence it off loses the race for the database.
-//! `/health/ready` reads the database each time it is asked.
+//! `/health/ready` reads the database each time it is asked. It also is an OpenID Connect issuer, whose
+//! keys lie in that database: read on in [`issuer`] and [`keys`].
+
+mod issuer;
+pub mod keys;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -10,7 +14,7 @@ use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
@@ -32,13 +36,39 @@ const READ: &str = "SELECT (SELECT count(*) FROM auth.users WHERE deleted_at IS 
      (SELECT count(*) FROM auth.jwks WHERE expires_at IS NULL OR expires_at > now()), \
      (SELECT count(*) FROM credits.balances WHERE amount < 0)";
 
+/// What the service is told when it is started.
+pub struct Setup {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// What it calls itself in tokens: the URL that others reach it at.
+    pub issuer: String,
+    /// Its database's URL.
+    pub database: Secret,
+    /// What its private keys are encrypted with.
+    pub secret: Secret,
+    /// The name and the secret of the client that may ask for tokens.
+    pub client: Option<(String, Secret)>,
+}
+
+/// What a request has at hand.
+#[derive(Clone)]
+struct Service {
+    pool: Pool,
+    issuer: Arc<str>,
+    secret: Arc<Secret>,
+    client: Option<(String, String)>,
+}
+
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// When the address can't be listened on, or the database's URL isn't one.
-pub async fn serve(listen: SocketAddr, database: &Secret) -> Result<(), Failure> {
-    let mut config: Config =
-        database.expose().parse().map_err(|_| Failure::permanent("the database's URL is not a PostgreSQL URL"))?;
+pub async fn serve(setup: Setup) -> Result<(), Failure> {
+    let mut config: Config = setup
+        .database
+        .expose()
+        .parse()
+        .map_err(|_| Failure::permanent("the database's URL is not a PostgreSQL URL"))?;
     config.application_name("auth-service").connect_timeout(PATIENCE);
     let pool = Pool(Arc::new(std::array::from_fn(|_| RwLock::new(Slot::Lost("not connected yet".to_owned())))));
     for slot in 0..CONNECTIONS {
@@ -51,12 +81,23 @@ pub async fn serve(listen: SocketAddr, database: &Secret) -> Result<(), Failure>
         }
     })
     .await;
-    let router = Router::new().route("/health/ready", get(ready)).with_state(pool);
-    served(listen, router).await
+    let service = Service {
+        pool,
+        issuer: setup.issuer.trim_end_matches('/').into(),
+        secret: Arc::new(setup.secret),
+        client: setup.client.map(|(id, secret)| (id, secret.expose().to_owned())),
+    };
+    let router = Router::new()
+        .route("/health/ready", get(ready))
+        .route("/.well-known/openid-configuration", get(issuer::discovery))
+        .route("/jwks", get(issuer::jwks))
+        .route("/token", post(issuer::token))
+        .with_state(service);
+    served(setup.listen, router).await
 }
 
-async fn ready(State(pool): State<Pool>) -> (StatusCode, Json<Value>) {
-    let outcome = timeout(PATIENCE, read(&pool)).await;
+async fn ready(State(service): State<Service>) -> (StatusCode, Json<Value>) {
+    let outcome = timeout(PATIENCE, read(&service.pool)).await;
     match outcome.unwrap_or_else(|_| Err("the database does not answer".to_owned())) {
         Ok((users, keys)) => (StatusCode::OK, Json(json!({ "ready": true, "users": users, "keys": keys }))),
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "ready": false, "error": error }))),
@@ -169,13 +210,20 @@ mod tests {
         // Another test may have made it.
         let _ = admin.batch("create", "CREATE ROLE auth_service").await;
         admin.batch("create", &format!("CREATE DATABASE {database}")).await.unwrap();
-        seed::fill(&server, &database, 100).await.unwrap();
+        seed::fill(&server, &database, 100, &Secret::new("test".to_owned())).await.unwrap();
 
         let mut own = reqwest::Url::parse(&url).unwrap();
         own.set_path(&database);
         let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let health = format!("http://{listen}/health/ready");
-        let service = tokio::spawn(async move { serve(listen, &Secret::new(own.to_string())).await });
+        let setup = Setup {
+            listen,
+            issuer: format!("http://{listen}"),
+            database: Secret::new(own.to_string()),
+            secret: Secret::new("test".to_owned()),
+            client: None,
+        };
+        let service = tokio::spawn(serve(setup));
         until(&health, |status, said| status == 200 && said["ready"] == true && said["keys"] == 1).await;
 
         let session = server.connect(Some(&database)).await.unwrap();

@@ -5,6 +5,7 @@
 //! `down` leaves nothing. Knows nothing of plans. Read on in [`auth`], [`container`], [`process`].
 
 pub mod auth;
+pub mod consumer;
 pub mod container;
 pub mod process;
 pub mod seed;
@@ -25,7 +26,7 @@ use crate::failure::Failure;
 use crate::secret::Redactor;
 use crate::service::{Target, sandbox as cluster};
 use service::Throwaway;
-pub use service::{DATABASE_VARIABLE, State, redis_server};
+pub use service::{CLIENT_VARIABLE, DATABASE_VARIABLE, SECRET_VARIABLE, State, redis_server};
 
 /// How long a service's last requests may take when it is told to end.
 const LINGER: Duration = Duration::from_secs(3);

@@ -1,4 +1,4 @@
-//! The auth service's database: made, filled with the same rows each time, and told apart row for row.
+//! The auth service's database: made, filled with the same rows each time (but for the key that signs), and told apart row for row.
 
 use std::str::FromStr;
 
@@ -6,6 +6,7 @@ use reqwest::Url;
 use tokio_postgres::Config;
 
 use super::Sandbox;
+use super::auth::keys;
 use crate::failure::Failure;
 use crate::secret::Secret;
 use crate::service::postgres::{Server, Session, ident, literal, qualified};
@@ -30,7 +31,7 @@ pub const TABLES: [&str; 6] = [
 ///
 /// # Errors
 /// When its server isn't a throwaway one, or refuses.
-pub async fn ensure(sandbox: &Sandbox, settings: &AuthSandbox) -> Result<Secret, Failure> {
+pub async fn ensure(sandbox: &Sandbox, settings: &AuthSandbox, secret: &Secret) -> Result<Secret, Failure> {
     let (target, database) = settings.database.split_once('/').ok_or_else(|| {
         Failure::permanent(format!("`{}` names no database", settings.database))
             .help("write it as `target/database`")
@@ -51,7 +52,7 @@ pub async fn ensure(sandbox: &Sandbox, settings: &AuthSandbox) -> Result<Secret,
         // Under another name until it is whole: a kill in between leaves nothing that looks ready.
         let unfinished = format!("{database}_unfinished");
         create(&session, &unfinished, &own).await?;
-        fill(&server, &unfinished, settings.users.unwrap_or(USERS)).await?;
+        fill(&server, &unfinished, settings.users.unwrap_or(USERS), secret).await?;
         let rename = format!("ALTER DATABASE {} RENAME TO {}", ident(&unfinished), ident(database));
         session.batch(format!("create {database}"), &rename).await?;
     }
@@ -94,9 +95,13 @@ async fn create(session: &Session, database: &str, own: &Url) -> Result<(), Fail
     Ok(())
 }
 
-pub(super) async fn fill(server: &Server, database: &str, users: u32) -> Result<(), Failure> {
+pub(super) async fn fill(server: &Server, database: &str, users: u32, secret: &Secret) -> Result<(), Failure> {
     let session = server.connect(Some(database)).await?;
-    let seed = include_str!("seed.sql").replace(":users", &users.max(100).to_string());
+    let key = keys::mint(secret).map_err(Failure::permanent)?;
+    let seed = include_str!("seed.sql")
+        .replace(":users", &users.max(100).to_string())
+        .replace(":public_key", &literal(&key.public_key))
+        .replace(":private_key", &literal(&key.private_key));
     session
         .batch(format!("fill {database}"), &format!("BEGIN; SET LOCAL statement_timeout = 0; {seed}; COMMIT"))
         .await

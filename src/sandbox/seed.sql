@@ -1,5 +1,5 @@
--- The auth service's database, filled with made-up rows: the same ones each time.
--- Runs once, in an empty database, as its owner's superuser; :users is replaced by a number.
+-- The auth service's database, filled with made-up rows: the same ones each time, but for the key that signs.
+-- Runs once, in an empty database, as its owner's superuser; what begins with a colon is replaced.
 
 CREATE SCHEMA auth;
 CREATE SCHEMA credits;
@@ -102,14 +102,19 @@ SELECT 'user_' || lpad((i % :users + 1)::text, 7, '0'),
        timestamptz '2034-01-31 00:00:00+00' + i * interval '1 second'
 FROM generate_series(1, :users * 3) i;
 
+-- Keys that have expired long ago, and nobody asks for.
 INSERT INTO auth.jwks
 SELECT md5('key' || i)::uuid,
        '{"kty":"OKP","crv":"Ed25519","x":"' || md5('public' || i) || '"}',
        '{"kty":"OKP","crv":"Ed25519","d":"' || md5('private' || i) || '"}',
        'EdDSA',
        timestamptz '2023-02-01 00:00:00+00' + i * interval '90 days',
-       CASE WHEN i < 4 THEN timestamptz '2023-05-01 00:00:00+00' + i * interval '90 days' END
-FROM generate_series(1, 4) i;
+       timestamptz '2023-05-01 00:00:00+00' + i * interval '90 days'
+FROM generate_series(1, 3) i;
+
+-- The one that signs.
+INSERT INTO auth.jwks
+VALUES (md5('key4')::uuid, :public_key, :private_key, 'EdDSA', timestamptz '2023-02-01 00:00:00+00' + interval '360 days');
 
 INSERT INTO auth.verification_tokens
 SELECT 'user' || i || '@example.com', md5('token' || i), timestamptz '2034-02-01 00:00:00+00' + i * interval '1 minute'

@@ -14,10 +14,18 @@ use crate::failure::Failure;
 use crate::secret::Secret;
 use crate::service::process::find_program;
 use crate::service::redis::RedisSettings;
-use crate::service::{AuthSandbox, DockerSettings, HttpSettings, PostgresSandbox, Target, WebhookSettings};
+use crate::service::{
+    AuthSandbox, ConsumerSandbox, DockerSettings, HttpSettings, PostgresSandbox, Target, WebhookSettings,
+};
 
 /// The variable that tells the auth service its database.
 pub const DATABASE_VARIABLE: &str = "LIFEBOAT_SANDBOX_DATABASE";
+/// The variable that tells it what its private keys are encrypted with.
+pub const SECRET_VARIABLE: &str = "LIFEBOAT_SANDBOX_SECRET";
+/// The variable that tells it who may ask for tokens, as `name:secret`.
+pub const CLIENT_VARIABLE: &str = "LIFEBOAT_SANDBOX_CLIENT";
+/// Its value when the environment gives none.
+const MADE_UP_SECRET: &str = "a sandbox keeps nothing secret";
 /// How long a service may take to answer first.
 const COMES_UP: Duration = Duration::from_secs(20);
 /// How long it has between SIGTERM and SIGKILL.
@@ -40,7 +48,12 @@ enum Kind {
     Auth {
         listen: SocketAddr,
         health: String,
+        issuer: String,
         settings: AuthSandbox,
+    },
+    Consumer {
+        listen: SocketAddr,
+        settings: ConsumerSandbox,
     },
 }
 
@@ -80,8 +93,9 @@ impl Sandbox {
             Kind::Cluster(_) => 1,
             Kind::Sink(_) => 2,
             Kind::Auth { .. } => 3,
+            Kind::Consumer { .. } => 4,
             // Last: it may not be installed, and nobody needs it to come up.
-            Kind::Redis(_) => 4,
+            Kind::Redis(_) => 5,
         });
         // A folder of backups alone is no sandbox.
         let only_folders = found.iter().all(|throwaway| matches!(throwaway.kind, Kind::Folder(_)));
@@ -108,8 +122,12 @@ fn kind_of(target: &Target, folder: &Path) -> Result<Option<Kind>, Failure> {
             Some(Kind::Redis(loopback(url)?))
         }
         Target::Http(HttpSettings { sandbox: Some(settings), base_url, .. }) => {
-            let health = format!("{}/health/ready", base_url.trim_end_matches('/'));
-            Some(Kind::Auth { listen: loopback(base_url)?, health, settings: settings.clone() })
+            let issuer = base_url.trim_end_matches('/').to_owned();
+            let health = format!("{issuer}/health/ready");
+            Some(Kind::Auth { listen: loopback(base_url)?, health, issuer, settings: settings.clone() })
+        }
+        Target::Http(HttpSettings { consumer_sandbox: Some(settings), base_url, .. }) => {
+            Some(Kind::Consumer { listen: loopback(base_url)?, settings: settings.clone() })
         }
         _ => None,
     })
@@ -143,6 +161,7 @@ impl Throwaway {
                 "an auth service, as a container"
             }
             Kind::Auth { .. } => "an auth service, as a process",
+            Kind::Consumer { .. } => "a service that takes its tokens",
         }
     }
 
@@ -164,6 +183,7 @@ impl Throwaway {
             Kind::Sink(listen) => format!("http://{listen}"),
             Kind::Redis(listen) => format!("redis://{listen}"),
             Kind::Auth { health, .. } => health.clone(),
+            Kind::Consumer { listen, .. } => format!("http://{listen}/me"),
         }
     }
 
@@ -179,6 +199,7 @@ impl Throwaway {
             },
             Kind::Sink(listen)
             | Kind::Redis(listen)
+            | Kind::Consumer { listen, .. }
             | Kind::Auth { listen, settings: AuthSandbox { container: None, .. }, .. } => {
                 let folder = sandbox.folder();
                 if process::running(folder, &self.target).is_some() && answers(*listen).await {
@@ -222,10 +243,20 @@ impl Throwaway {
                 let args = args.map(str::to_owned).to_vec();
                 self.background(sandbox, *listen, Some(redis_server()?), args, vec![]).await
             }
-            Kind::Auth { listen, settings, .. } => {
-                let database = seed::ensure(sandbox, settings).await?;
-                let args = ["sandbox", "serve-auth", "--listen", &listen.to_string()].map(str::to_owned).to_vec();
-                let env = vec![(DATABASE_VARIABLE, database)];
+            Kind::Consumer { listen, settings } => {
+                let (address, cache) = (listen.to_string(), settings.cache.to_string());
+                let args = ["sandbox", "serve-consumer", "--listen", &address, "--issuer", &settings.issuer];
+                let mut args: Vec<String> = args.map(str::to_owned).to_vec();
+                args.extend(["--cache".to_owned(), cache]);
+                self.background(sandbox, *listen, None, args, vec![]).await
+            }
+            Kind::Auth { listen, settings, issuer, .. } => {
+                let secret = Secret::new(settings.secret.clone().unwrap_or_else(|| MADE_UP_SECRET.to_owned()));
+                let database = seed::ensure(sandbox, settings, &secret).await?;
+                let args = ["sandbox", "serve-auth", "--listen", &listen.to_string(), "--issuer", issuer];
+                let args = args.map(str::to_owned).to_vec();
+                let mut env = vec![(DATABASE_VARIABLE, database), (SECRET_VARIABLE, secret)];
+                env.extend(client_of(sandbox, issuer).map(|client| (CLIENT_VARIABLE, client)));
                 match Self::container(sandbox, settings)? {
                     Some((docker, name)) => {
                         if container::runs(docker, name).await? != Some(true) {
@@ -252,7 +283,10 @@ impl Throwaway {
     /// Stops it and keeps its data.
     pub(super) async fn stop(&self, sandbox: &Sandbox) -> Result<(), Failure> {
         match &self.kind {
-            Kind::Sink(_) | Kind::Redis(_) | Kind::Auth { settings: AuthSandbox { container: None, .. }, .. } => {
+            Kind::Sink(_)
+            | Kind::Redis(_)
+            | Kind::Consumer { .. }
+            | Kind::Auth { settings: AuthSandbox { container: None, .. }, .. } => {
                 process::stop(sandbox.folder(), &self.target, GRACE).await.map(|_| ())
             }
             Kind::Auth { .. } => Err(Failure::permanent(format!("{} is a container", self.target))
@@ -281,7 +315,7 @@ impl Throwaway {
                     _ => Ok(()),
                 }
             }
-            Kind::Sink(_) | Kind::Redis(_) | Kind::Auth { .. } => {
+            Kind::Sink(_) | Kind::Redis(_) | Kind::Consumer { .. } | Kind::Auth { .. } => {
                 process::stop(sandbox.folder(), &self.target, GRACE).await.map(|_| ())
             }
         }
@@ -340,6 +374,16 @@ impl Throwaway {
             _ => Err(Failure::permanent(format!("`{target}` is no docker target"))),
         }
     }
+}
+
+/// Who may ask an issuer for tokens: the client of the `oidc` target with its URL.
+fn client_of(sandbox: &Sandbox, issuer: &str) -> Option<Secret> {
+    sandbox.targets.values().find_map(|target| match target {
+        Target::Oidc(oidc) if oidc.issuer.trim_end_matches('/') == issuer => {
+            Some(Secret::new(format!("{}:{}", oidc.client_id.as_ref()?, oidc.client_secret.as_ref()?)))
+        }
+        _ => None,
+    })
 }
 
 /// Where the server's program is.

@@ -2,15 +2,19 @@
 //!
 //! Knows nothing of steps. Requests go unversioned, so an old engine answers as well.
 
+mod make;
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bollard::Docker;
 use bollard::errors::Error;
 use bollard::models::{
-    ContainerInspectResponse, ContainerStateStatusEnum, HealthStatusEnum, RestartPolicyNameEnum,
+    ContainerInspectResponse, ContainerStateStatusEnum, HealthStatusEnum, NetworkSettings, RestartPolicyNameEnum,
 };
 use bollard::query_parameters::{ListContainersOptions, LogsOptions, StopContainerOptions};
 use futures::StreamExt;
+pub use make::{Image, Port, Restart, Volume, Wanted};
 
 use super::{DockerSettings, Services, Target};
 use crate::failure::Failure;
@@ -229,6 +233,12 @@ pub struct Container {
     pub id: String,
     /// Its name.
     pub name: String,
+    /// The image it was made of, as it was named then.
+    pub image: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Where it is reached from the engine's host: a published port, as `127.0.0.1:8080`, or its own address.
+    pub address: Option<String>,
     /// `running`, `exited`, `restarting`…, in the engine's words.
     pub status: String,
     /// Whether its process runs.
@@ -265,17 +275,24 @@ impl Container {
     pub fn short_id(&self) -> &str {
         self.id.get(..12).unwrap_or(&self.id)
     }
+
+    /// Whether it was made and never started.
+    pub fn never_ran(&self) -> bool {
+        // The zero of the engine's clock.
+        self.started_at.is_empty() || self.started_at.starts_with("0001-")
+    }
 }
 
 impl From<ContainerInspectResponse> for Container {
     fn from(found: ContainerInspectResponse) -> Self {
-        let has_check = found
-            .config
-            .and_then(|config| config.healthcheck)
+        let config = found.config.unwrap_or_default();
+        let has_check = config
+            .healthcheck
             .and_then(|check| check.test)
             .is_some_and(|test| test.first().is_some_and(|kind| kind != "NONE"));
         let state = found.state.unwrap_or_default();
         let host = found.host_config.unwrap_or_default();
+        let shares_host = host.network_mode.as_deref() == Some("host");
         let status = state.status.unwrap_or(ContainerStateStatusEnum::EMPTY);
         let health = state.health.and_then(|health| {
             let status = health
@@ -289,6 +306,13 @@ impl From<ContainerInspectResponse> for Container {
         Self {
             id: found.id.unwrap_or_default(),
             name: found.name.unwrap_or_default().trim_start_matches('/').to_owned(),
+            image: config.image.unwrap_or_default(),
+            labels: config.labels.unwrap_or_default().into_iter().collect(),
+            address: if shares_host {
+                Some("127.0.0.1".to_owned())
+            } else {
+                found.network_settings.as_ref().and_then(address)
+            },
             status: status.to_string(),
             running: state.running.unwrap_or(false),
             restarting: state.restarting.unwrap_or(false),
@@ -305,4 +329,23 @@ impl From<ContainerInspectResponse> for Container {
             removed_when_stopped: host.auto_remove.unwrap_or(false),
         }
     }
+}
+
+/// The published port of the lowest number in the container, else the first address it has.
+fn address(network: &NetworkSettings) -> Option<String> {
+    let published = network.ports.iter().flatten().filter_map(|(port, bindings)| {
+        let number: u16 = port.split('/').next()?.parse().ok()?;
+        let binding = bindings.as_ref()?.first()?;
+        let host = match binding.host_ip.as_deref() {
+            None | Some("" | "0.0.0.0" | "::") => "127.0.0.1".to_owned(),
+            Some(ip) if ip.contains(':') => format!("[{ip}]"),
+            Some(ip) => ip.to_owned(),
+        };
+        Some((number, format!("{host}:{}", binding.host_port.as_deref()?)))
+    });
+    if let Some((_, address)) = published.min() {
+        return Some(address);
+    }
+    let addresses = network.networks.iter().flatten().filter_map(|(_, network)| network.ip_address.clone());
+    addresses.filter(|address| !address.is_empty()).min()
 }

@@ -10,6 +10,7 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER}
 use reqwest::{Certificate, Client, Method, RequestBuilder, Response, Url};
 use serde_json::Value;
 
+use super::oidc::OidcSettings;
 use super::{HttpAuth, HttpSettings, Services, Target, WebhookFormat};
 use crate::failure::Failure;
 use crate::secret::Redactor;
@@ -62,6 +63,21 @@ impl Services {
         Ok(Http { client, base: None, headers: HeaderMap::new(), timeout: PATIENCE, redactor })
     }
 
+    /// What asks the issuer that a target names; its URL is the base.
+    ///
+    /// # Errors
+    /// When its settings don't fit.
+    pub(super) fn http_of_issuer(&self, settings: &OidcSettings) -> Result<Http, Failure> {
+        let base = parse_url(&settings.issuer)?;
+        Ok(Http {
+            client: client(&base, settings.ca_file.as_deref())?,
+            base: Some(base),
+            headers: HeaderMap::new(),
+            timeout: PATIENCE,
+            redactor: self.redactor().clone(),
+        })
+    }
+
     /// The web hook that a target names.
     ///
     /// # Errors
@@ -93,7 +109,18 @@ pub struct Ask<'a> {
     /// Headers besides the target's own; the same name replaces those.
     pub headers: &'a BTreeMap<String, String>,
     /// The body.
-    pub json: Option<&'a Value>,
+    pub body: Body<'a>,
+}
+
+/// What is sent along.
+#[derive(Clone, Copy, Debug)]
+pub enum Body<'a> {
+    /// Nothing.
+    None,
+    /// JSON.
+    Json(&'a Value),
+    /// Names and values, as a form of a page sends them.
+    Form(&'a [(&'a str, &'a str)]),
 }
 
 /// A request without an answer.
@@ -145,7 +172,7 @@ impl Http {
     /// # Errors
     /// When there is no answer: transient, unless a certificate stands in the way.
     pub async fn get(&self, url: &Url, at_most: Duration) -> Result<Answer, Failure> {
-        let ask = Ask { method: "GET", url, headers: &BTreeMap::new(), json: None };
+        let ask = Ask { method: "GET", url, headers: &BTreeMap::new(), body: Body::None };
         self.send(&ask, at_most).await.map_err(|unanswered| unanswered.failure)
     }
 
@@ -158,7 +185,7 @@ impl Http {
     }
 
     async fn send(&self, ask: &Ask<'_>, at_most: Duration) -> Result<Answer, Unanswered> {
-        let Ask { method, url, headers, json } = *ask;
+        let Ask { method, url, headers, body } = *ask;
         tracing::debug!(url = shown(url), "{method}");
         let bound = self.timeout.min(at_most);
         let unsent = |failure: Failure| Unanswered { failure, perhaps_received: false };
@@ -169,9 +196,11 @@ impl Http {
             request = request.headers(self.headers.clone());
         }
         request = request.headers(plain_headers(headers).map_err(unsent)?);
-        if let Some(json) = json {
-            request = request.json(json);
-        }
+        request = match body {
+            Body::None => request,
+            Body::Json(json) => request.json(json),
+            Body::Form(fields) => request.form(fields),
+        };
         let began = Instant::now();
         let failed = |error: reqwest::Error| Unanswered {
             perhaps_received: !error.is_connect() && !error.is_builder(),

@@ -3,12 +3,14 @@
 //! Knows nothing of plans or steps. Settings are parsed here (an environment's
 //! `targets`), connections are made here, and failures are classed here.
 
+pub mod age;
 pub mod declared;
 pub mod disk;
 pub mod dns;
 pub mod docker;
 pub mod http;
 pub mod mail;
+pub mod oidc;
 pub mod postgres;
 pub mod process;
 pub mod redis;
@@ -46,7 +48,7 @@ pub enum Target {
     /// A Redis or Valkey server.
     Redis(redis::RedisSettings),
     /// An OpenID Connect provider.
-    Oidc(declared::OidcSettings),
+    Oidc(oidc::OidcSettings),
     /// A DNS zone that can be updated.
     Dns(dns::DnsSettings),
     /// A mail server.
@@ -240,9 +242,13 @@ pub struct HttpSettings {
     /// Lifeboat itself serves `base_url`, on loopback: a small auth service that it starts and removes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<AuthSandbox>,
+    /// Lifeboat itself serves `base_url`, on loopback: a service that others' tokens are shown to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consumer_sandbox: Option<ConsumerSandbox>,
 }
 
-/// A throwaway auth service that reads its database whenever it is asked if it is ready.
+/// A throwaway auth service that reads its database whenever it is asked if it is ready, and an OpenID
+/// Connect issuer with its keys in that database. The `oidc` target of the same URL names its client.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AuthSandbox {
@@ -254,6 +260,24 @@ pub struct AuthSandbox {
     /// How many users are made up to fill its database; 10,000 if not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub users: Option<u32>,
+    /// What it encrypts its private keys with (Better Auth: `BETTER_AUTH_SECRET`); made up if not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
+}
+
+/// A throwaway service that validates tokens at `GET /me`, and caches the issuer's keys.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConsumerSandbox {
+    /// The URL of the issuer whose tokens it takes.
+    pub issuer: String,
+    /// How long it trusts keys without asking again; jose's 10 minutes if not said.
+    #[serde(default = "ten_minutes")]
+    pub cache: Duration,
+}
+
+fn ten_minutes() -> Duration {
+    Duration::seconds(600)
 }
 
 fn http_timeout() -> Duration {

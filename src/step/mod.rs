@@ -20,6 +20,7 @@ pub mod dns;
 pub mod effect;
 pub mod host;
 pub mod http;
+pub mod oidc;
 pub mod people;
 pub mod postgres;
 mod preview;
@@ -227,6 +228,7 @@ step_types! {
     postgres::swap_databases::SwapDatabases,
     postgres::backup::Backup,
     postgres::restore::Restore,
+    postgres::restore_globals::RestoreGlobals,
     postgres::base_backup::BaseBackupStep,
     postgres::recover_to::RecoverTo,
     postgres::remove_cluster::RemoveCluster,
@@ -241,6 +243,8 @@ step_types! {
     container::stop::Stop,
     container::start::Start,
     container::restart::Restart,
+    container::run::Run,
+    container::remove::Remove,
     storage::find::Find,
     storage::verify::Verify,
     storage::copy::Copy,
@@ -253,6 +257,7 @@ step_types! {
     dns::check::Check,
     dns::update::Update,
     http::notify::Notify,
+    oidc::check::Check,
     people::manual::Manual,
     people::approve::Approve,
     control::assert::Assert,

@@ -81,3 +81,22 @@ async fn a_sandboxs_standby_follows_and_goes_with_it() {
     assert!(!stage.folder.path().join("db").exists());
     assert_eq!(json!(stage.cluster.is_up()), json!(false));
 }
+
+#[tokio::test]
+async fn a_lost_connection_may_be_tried_again() {
+    let stage = Stage::new(PostgresSandbox { archive: true, ..PostgresSandbox::default() }).await;
+    // A checkpoint that takes its time has something to write.
+    stage.sql("CREATE TABLE wide AS SELECT g, repeat('x', 500) AS x FROM generate_series(1, 50000) g").await;
+    let mut params = Stage::backup("base");
+    params["checkpoint"] = json!("spread");
+    let (step, cx) = (stage.harness.step(BACKUP, params), stage.harness.next_attempt());
+    let copying = tokio::spawn(async move { step.run(&cx).await });
+    until("the copy waits for its checkpoint and is ended", || async {
+        let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE backend_type = 'walsender'";
+        value(&stage.url, end).await != "0"
+    })
+    .await;
+    let failure = copying.await.unwrap().unwrap_err();
+    assert!(failure.transient, "{failure}");
+    assert!(names(&stage.folder.path().join("backups")).is_empty(), "nothing is left of it");
+}

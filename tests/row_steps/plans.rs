@@ -10,7 +10,10 @@ use crate::support::{Databases, Harness, postgres, postgres_url, sql, value};
 
 /// The auth service's database, without the role that only its sandbox has.
 fn seed() -> String {
-    let seed = include_str!("../../src/sandbox/seed.sql").replace(":users", "200");
+    let seed = include_str!("../../src/sandbox/seed.sql")
+        .replace(":users", "200")
+        .replace(":public_key", "'public-4'")
+        .replace(":private_key", "'private-4'");
     seed.lines().filter(|line| !line.starts_with("GRANT")).collect::<Vec<_>>().join("\n")
 }
 

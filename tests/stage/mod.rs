@@ -43,7 +43,7 @@ impl Stage {
     pub fn set(users: u32, settings: &Value) -> Self {
         let folder = tempfile::Builder::new().prefix("lifeboat-test-").tempdir().unwrap();
         let container = folder.path().file_name().unwrap().to_string_lossy().to_lowercase();
-        let [auth, sink, side, redis] = std::array::from_fn(|_| free_port().unwrap());
+        let [auth, sink, side, redis, consumer] = std::array::from_fn(|_| free_port().unwrap());
         let stage = Self { health: format!("http://127.0.0.1:{auth}/health/ready"), folder, container };
         let environments = stage.path("plans/environments");
         std::fs::create_dir_all(&environments).unwrap();
@@ -80,6 +80,13 @@ impl Stage {
                     "base_url": format!("http://127.0.0.1:{auth}"),
                     "sandbox": { "database": format!("db/{DATABASE}"), "container": client, "users": users },
                 } },
+                "issuer": { "oidc": {
+                    "issuer": format!("http://127.0.0.1:{auth}"), "client_id": "lifeboat", "client_secret": "lifeboat-secret",
+                } },
+                "consumer": { "http": {
+                    "base_url": format!("http://127.0.0.1:{consumer}"),
+                    "consumer_sandbox": { "issuer": format!("http://127.0.0.1:{auth}") },
+                } },
                 "oncall": { "webhook": { "url": format!("http://127.0.0.1:{sink}/oncall"), "sandbox": true } },
             },
         });
@@ -91,6 +98,17 @@ impl Stage {
 
     pub fn path(&self, below: &str) -> PathBuf {
         self.folder.path().join(below)
+    }
+
+    /// A target of the environment, as it is written there.
+    pub fn target(&self, name: &str) -> Value {
+        let environment: Value = serde_json::from_str(&read(&self.path("plans/environments/test.yaml"))).unwrap();
+        environment["targets"][name].clone()
+    }
+
+    /// The auth service's URL.
+    pub fn issuer(&self) -> String {
+        self.health.trim_end_matches("/health/ready").to_owned()
     }
 
     /// Where a recovered cluster lies: its server's user can't go where the rest is.

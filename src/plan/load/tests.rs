@@ -246,6 +246,7 @@ vars: { who: me, token: \"{{ (file \\\"token.txt\\\") }}\" }
 targets:
   hook: { webhook: { url: \"http://x/{{ env.LIFEBOAT_TEST_NOT_SET }}\" } }
   api: { http: { base_url: http://localhost:1 } }
+  unused: { http: { base_url: \"http://x/{{ env.LIFEBOAT_TEST_NOT_SET_EITHER }}\" } }
 ",
         ),
         ("environments/token.txt", "hunter22\n"),

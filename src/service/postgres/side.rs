@@ -8,9 +8,11 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use nix::unistd::User;
 use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::tool;
@@ -24,6 +26,8 @@ const MARK: &str = "lifeboat-recovery.json";
 
 /// How long its server may take to stop.
 const STOP_SECONDS: u32 = 60;
+/// How long it may take to end after it has said that it stopped.
+const LAST_BREATH: Duration = Duration::from_secs(10);
 
 /// How far a recovery is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -262,8 +266,13 @@ impl Side {
             .help("only what postgres.recover_to made is removed")
         })?;
         self.stop(&mark.bin_dir).await?;
-        if self.works_here() {
-            return Err(Failure::transient(format!("a server still works in {}", self.data.display())));
+        // A server removes its pid file, which is what `pg_ctl stop` waits for, before it has ended.
+        let end = Instant::now() + LAST_BREATH;
+        while self.works_here() {
+            if Instant::now() >= end {
+                return Err(Failure::transient(format!("a server still works in {}", self.data.display())));
+            }
+            sleep(Duration::from_millis(20)).await;
         }
         for entry in fs::read_dir(&self.data).map_err(cannot("list", &self.data))?.flatten() {
             let path = entry.path();

@@ -128,6 +128,18 @@ pub(super) async fn start_and_wait(
     what: &str,
 ) -> Result<Done, Failure> {
     engine.start(&container.id).await.map_err(|failure| failure.context(format!("start {}", container.name)))?;
+    wait_until_ready(cx, engine, container, wait, within, what).await
+}
+
+/// Waits until a container that was just started is as wanted.
+pub(super) async fn wait_until_ready(
+    cx: &RunCx,
+    engine: &Engine,
+    container: &Container,
+    wait: WaitFor,
+    within: Duration,
+    what: &str,
+) -> Result<Done, Failure> {
     let started = engine.container(&container.id).await?;
     let ready = ready::wait(cx, engine, &started, wait, within.std()).await?;
     let summary = match wait {

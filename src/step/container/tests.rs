@@ -1,5 +1,8 @@
 //! On the real Docker engine of `LIFEBOAT_TEST_DOCKER`.
 
+mod remove;
+mod run;
+
 use std::collections::HashMap;
 
 use bollard::Docker;
@@ -28,10 +31,14 @@ struct Fixture {
 }
 
 impl Fixture {
-    async fn new(script: &str, more: impl FnOnce(&mut ContainerCreateBody)) -> Self {
+    /// A name that nothing has yet; what gets it is removed all the same.
+    fn unmade() -> Self {
         let docker = Docker::connect_with_unix(&host(), 60, bollard::API_DEFAULT_VERSION).unwrap();
-        let name = format!("lifeboat-test-{:08x}", rand::random::<u32>());
-        let fixture = Self { docker, name };
+        Self { docker, name: format!("lifeboat-test-{:08x}", rand::random::<u32>()) }
+    }
+
+    async fn new(script: &str, more: impl FnOnce(&mut ContainerCreateBody)) -> Self {
+        let fixture = Self::unmade();
         fixture.create(script, more).await;
         fixture
     }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::check::{Status, output_of};
 use crate::failure::Failure;
 use crate::service::Services;
-use crate::service::http::{Ask, Http, Unanswered, quoted};
+use crate::service::http::{Ask, Body, Http, Unanswered, quoted};
 use crate::step::effect::{Access, Effect, Resource};
 use crate::step::world::Fact;
 use crate::step::{
@@ -138,7 +138,8 @@ impl Step for Request {
         let (http, url) = self.reach(&cx.services)?;
         let mut headers = self.headers.clone();
         headers.insert("Idempotency-Key".to_owned(), format!("{}:{}", cx.run, cx.step));
-        let ask = Ask { method: self.method.as_str(), url: &url, headers: &headers, json: self.json.as_ref() };
+        let body = self.json.as_ref().map_or(Body::None, Body::Json);
+        let ask = Ask { method: self.method.as_str(), url: &url, headers: &headers, body };
         let perhaps_before = cx.notes.last().is_some_and(|(_, note)| note["sending"] == true);
         cx.note(json!({ "sending": true })).await?;
         let answer = tokio::select! {

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::folder::Folder;
 use super::{ReadAt, end_leftovers, server};
+use crate::dump::proof::ended_well;
 use crate::failure::Failure;
 use crate::service::postgres::tool::{self, Tool};
 use crate::service::postgres::wal::{BaseBackup, Passport};
@@ -138,7 +139,7 @@ impl Step for BaseBackupStep {
         let command = command.args(["--manifest-checksums=SHA256", checkpoint, "--verbose"]);
         let command = command.arg(format!("--label={}", label(cx))).arg("--pgdata").arg(&draft);
         let taken = async {
-            ended_well(&command, &attempted, cx).await?;
+            run_well("pg_basebackup", &command, &attempted, cx).await?;
             let stopped_at = now(&session).await?;
             verify(&verifier, &draft, cx).await?;
             // Read before it has its name: what can't be read is no backup.
@@ -263,16 +264,12 @@ async fn tools(server: &Server, major: u32) -> Result<(Tool, Tool), Failure> {
 /// pg_verifybackup: every file is there with its checksum, and the WAL that it needs.
 pub(super) async fn verify(verifier: &Tool, folder: &Path, cx: &RunCx) -> Result<(), Failure> {
     let command = Command::new(verifier.path.to_string_lossy()).env("LC_ALL", "C.UTF-8").arg(folder);
-    ended_well(&command, &format!("verify {}", folder.display()), cx).await
+    run_well("pg_verifybackup", &command, &format!("verify {}", folder.display()), cx).await
 }
 
-async fn ended_well(command: &Command, attempted: &str, cx: &RunCx) -> Result<(), Failure> {
+async fn run_well(program: &str, command: &Command, attempted: &str, cx: &RunCx) -> Result<(), Failure> {
     let finished = command.run(None, &cx.redactor, &|text| cx.log(text), &cx.cancel).await?;
-    if finished.exit.success() {
-        return Ok(());
-    }
-    let said = finished.stderr.last_lines(5, &cx.redactor);
-    Err(Failure::permanent(format!("{attempted}: {}: {said}", finished.exit)))
+    ended_well(program, &finished, &cx.redactor).map_err(|failure| failure.context(attempted))
 }
 
 /// Where the copy grows, told by run and step, so that a later attempt finds it.

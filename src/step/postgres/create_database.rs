@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Outlook, blame, check_database_name, end_leftovers, same_server, server};
+use super::{Outlook, blame, check_database_name, end_leftovers, same_server, server, yet_to_come};
 use crate::failure::Failure;
 use crate::service::postgres::{Session, ident, literal};
 use crate::step::effect::{Access, Effect, Resource};
@@ -77,7 +77,7 @@ impl Step for CreateDatabase {
     async fn preview(&self, cx: &PreviewCx<'_>) -> Preview {
         let created = Preview::from_effects(&self.effects(), format!("create database {}", self.database))
             .fact(Resource::database(&self.target, &self.database), Fact::Present { rows: None });
-        let session = match cx.services {
+        let session = match cx.services.filter(|_| yet_to_come(cx, &self.target).is_none()) {
             Some(services) => match connect(services, &self.target).await {
                 Ok(session) => Some(session),
                 Err(failure) => return Preview::failed(failure),

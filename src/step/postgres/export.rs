@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use futures::TryStreamExt;
+use futures::future::try_join;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
-use tokio_util::bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::backup::{hash, writer};
 use super::{ReadAt, blame, counted, database_resource, end_leftovers, server, table_of};
@@ -22,6 +23,7 @@ use crate::service::postgres::Session;
 use crate::service::postgres::copy::{PLAIN_FORMS, RowCount};
 use crate::service::postgres::relation::{Relation, idents};
 use crate::service::storage::{Storage, Upload, UploadOptions};
+use crate::service::{Services, age};
 use crate::step::effect::{Access, Effect, Resource};
 use crate::step::storage::object_manifest::ObjectManifest;
 use crate::step::storage::{Place, check_object_path};
@@ -54,6 +56,10 @@ pub struct Export {
     format: Format,
     /// Whether the first line of CSV names the columns; `true` unless said otherwise.
     header: Option<bool>,
+    /// Whom it is encrypted for, by the program `age`: recipients as `age1…` or an SSH public key. Whoever has
+    /// the identity of one of them reads it.
+    #[serde(default)]
+    encrypt_to: Vec<String>,
 }
 
 /// A format of COPY's.
@@ -117,6 +123,12 @@ impl Step for Export {
         if self.header.is_some() && self.format == Format::Binary {
             found.add("/header", "the binary format has no header", None);
         }
+        for (at, recipient) in self.encrypt_to.iter().enumerate() {
+            if !age::is_recipient(recipient) {
+                let help = "write `age1…`, or an SSH public key as `ssh-ed25519 …`".to_owned();
+                found.add(format!("/encrypt_to/{at}"), "this is no recipient of age's", help);
+            }
+        }
     }
 
     async fn preview(&self, cx: &PreviewCx<'_>) -> Preview {
@@ -135,6 +147,7 @@ impl Step for Export {
         let Some(services) = cx.services else { return assumed };
         let looked = async {
             self.select(&session).await?;
+            self.try_recipients(services).await?;
             let storage = services.storage(&self.to.storage)?;
             Ok::<_, Failure>(storage.stat(&self.to.path).await?.is_some())
         };
@@ -171,13 +184,14 @@ impl Step for Export {
         session.batch(&attempted, &begin).await?;
         let taken_at = jiff::Timestamp::now();
         let select = self.select(&session).await?;
+        self.try_recipients(&cx.services).await?;
         let server_version = session.server_facts().await?.version.to_string();
         // No more than a guess, to make parts large enough.
         let size = session.row(&attempted, "SELECT pg_database_size(current_database())", &[]).await?;
         let expected_bytes = size.get::<_, i64>(0).unsigned_abs();
         let options = UploadOptions { writer: &writer(cx), expected_bytes, replace: false };
         let mut upload = storage.upload(&self.to.path, options).await?;
-        let noted = match self.pump(cx, &session, &attempted, &select, &mut upload).await {
+        let noted = match self.stream(cx, &session, &attempted, &select, &mut upload).await {
             Ok((rows, sha256)) => {
                 let whole = (upload.bytes(), sha256);
                 let manifest = ObjectManifest::new(cx, &self.to.path, whole, rows, taken_at, server_version);
@@ -246,8 +260,16 @@ impl Export {
         Ok(sql.to_owned())
     }
 
-    /// Streams the rows into the storage. Gives their number and the checksum.
-    async fn pump(
+    async fn try_recipients(&self, services: &Services) -> Result<(), Failure> {
+        if self.encrypt_to.is_empty() {
+            return Ok(());
+        }
+        age::try_recipients(&self.encrypt_to, services.redactor(), services.cancel()).await
+    }
+
+    /// Streams the rows into the storage, encrypted if so wanted. Gives their number, and the checksum of
+    /// what the storage got.
+    async fn stream(
         &self,
         cx: &RunCx,
         session: &Session,
@@ -255,6 +277,28 @@ impl Export {
         select: &str,
         upload: &mut Upload,
     ) -> Result<(u64, String), Failure> {
+        if self.encrypt_to.is_empty() {
+            let (into, from) = tokio::io::duplex(PIECE);
+            return try_join(self.pump(session, attempted, select, into), store(cx, from, upload)).await;
+        }
+        let mut process = age::seal(&self.encrypt_to, &cx.redactor)?;
+        let (Some(into), Some(from)) = (process.stdin.take(), process.stdout.take()) else {
+            return Err(Failure::permanent(format!("{attempted}: age has no input or no output")));
+        };
+        let done = try_join(self.pump(session, attempted, select, into), store(cx, from, upload)).await?;
+        age::ended_well(&process.wait(&cx.cancel).await?, &cx.redactor)
+            .map_err(|failure| failure.context(attempted))?;
+        Ok(done)
+    }
+
+    /// Gives the rows, as COPY writes them, and closes what they go into. Gives their number.
+    async fn pump(
+        &self,
+        session: &Session,
+        attempted: &str,
+        select: &str,
+        mut into: impl AsyncWrite + Send + Unpin,
+    ) -> Result<u64, Failure> {
         let header = self.format == Format::Csv && self.header.unwrap_or(true);
         let format = match self.format {
             Format::Csv => format!("csv, HEADER {header}"),
@@ -264,28 +308,15 @@ impl Export {
         let sql = format!("COPY ({select}\n) TO STDOUT (FORMAT {format})");
         let failed = |error: tokio_postgres::Error| session.failure(attempted, &error);
         let mut stream = Box::pin(session.copy_out(&sql).await.map_err(failed)?);
-        let (checksum, mut count) = (Checksum::default(), self.format.count());
-        let mut piece = BytesMut::with_capacity(PIECE);
-        loop {
-            let next: Option<Bytes> = stream.try_next().await.map_err(failed)?;
-            if let Some(bytes) = &next {
-                piece.extend_from_slice(bytes);
-            }
-            if piece.len() >= PIECE || next.is_none() {
-                checksum.update(&piece);
-                count.update(&piece);
-                upload.write(piece.split().freeze()).await?;
-                let message = Some(counted(count.rows(), "row"));
-                cx.progress(Progress { done: checksum.bytes(), total: None, unit: ProgressUnit::Bytes, message });
-            }
-            if next.is_none() {
-                break;
-            }
+        let mut count = self.format.count();
+        while let Some(bytes) = stream.try_next().await.map_err(failed)? {
+            count.update(&bytes);
+            into.write_all(&bytes).await.map_err(|error| lost(&error))?;
         }
         if !count.is_whole() {
             return Err(Failure::permanent(format!("{attempted}: what the server sent is not whole")));
         }
-        Ok((count.rows() - u64::from(header), checksum.hex()))
+        Ok(count.rows() - u64::from(header))
     }
 
     /// What the attempt noted that published what is there.
@@ -314,6 +345,27 @@ pub(super) async fn find_table(session: &Session, table: &str) -> Result<Relatio
         Failure::permanent(format!("database {} has no table {table} at {}", session.database(), session.place()))
             .help("write its schema before the name, as `auth.users`")
     })
+}
+
+/// Writes what comes into the storage. Gives its checksum.
+async fn store(cx: &RunCx, from: impl AsyncRead + Send + Unpin, upload: &mut Upload) -> Result<String, Failure> {
+    let checksum = Checksum::default();
+    let mut from = checksum.tap(from);
+    loop {
+        // As full as it gets: a storage takes few large pieces more gladly than many small ones.
+        let mut piece = Vec::with_capacity(PIECE);
+        (&mut from).take(PIECE as u64).read_to_end(&mut piece).await.map_err(|error| lost(&error))?;
+        if piece.is_empty() {
+            return Ok(checksum.hex());
+        }
+        upload.write(piece.into()).await?;
+        let done = checksum.bytes();
+        cx.progress(Progress { done, total: None, unit: ProgressUnit::Bytes, message: None });
+    }
+}
+
+fn lost(error: &std::io::Error) -> Failure {
+    Failure::transient(format!("pass the rows on: {error}"))
 }
 
 fn done(manifest: &ObjectManifest) -> Done {

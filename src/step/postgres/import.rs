@@ -18,6 +18,9 @@ use super::{ReadAt, counted, server, table_of};
 use crate::dump::source::{PIECE, Source};
 use crate::failure::Failure;
 use crate::record::event::{Progress, ProgressUnit};
+use crate::secret::Secret;
+use crate::service::Services;
+use crate::service::age::MAGIC;
 use crate::service::postgres::copy::{PLAIN_FORMS, csv_header};
 use crate::service::postgres::relation::{Relation, idents};
 use crate::service::postgres::{Session, ident};
@@ -67,6 +70,10 @@ pub struct Import {
     /// was cut between two rows. Where there is one it must fit in any case.
     #[serde(default)]
     require_manifest: bool,
+    /// The identity (`AGE-SECRET-KEY-1…`) that opens an object that was exported with `encrypt_to`. It is a
+    /// secret: of an input that is declared as one. Empty is as if it weren't there.
+    #[serde(default)]
+    identity: Option<Secret>,
     /// The checksum that the object must have, as the export gave it.
     #[schemars(regex(pattern = r"^[0-9a-f]{64}$"))]
     sha256: Option<String>,
@@ -159,8 +166,7 @@ impl Step for Import {
             if cx.is_unknown("/from/path") || changed_by(cx.world, &storage, &object).await.is_some() {
                 return Ok(None);
             }
-            let mut source =
-                Source::raw(&storage, &self.from.path, &tokio_util::sync::CancellationToken::new()).await?;
+            let mut source = self.open(services, &storage).await?;
             self.begin(&mut source, &layout).await?;
             let bytes = source.object.bytes;
             if let Some(manifest) = self.manifest(&storage).await?
@@ -211,6 +217,14 @@ impl Import {
 
     fn has_header(&self) -> bool {
         self.format == Format::Csv && self.header.unwrap_or(true)
+    }
+
+    async fn open(&self, services: &Services, storage: &Storage) -> Result<Source, Failure> {
+        let source = Source::raw(storage, &self.from.path, services.cancel()).await?;
+        match self.identity.as_ref().filter(|identity| !identity.expose().is_empty()) {
+            Some(identity) => source.unseal(identity, services.redactor()),
+            None => Ok(source),
+        }
     }
 
     /// What is known of the object.
@@ -287,6 +301,10 @@ impl Import {
             if beginning.is_empty() {
                 return Err(Failure::permanent(format!("{}: `{path}` is empty", self.attempted()))
                     .help("whatever wrote it failed: take another one"));
+            }
+            if beginning.starts_with(MAGIC) {
+                return Err(Failure::permanent(format!("{}: `{path}` is encrypted", self.attempted()))
+                    .help("give the `identity` that opens it"));
             }
             if !self.has_header() {
                 return Ok(beginning);
@@ -381,7 +399,7 @@ impl Import {
     ) -> Result<u64, Failure> {
         let attempted = self.attempted();
         let manifest = self.manifest(storage).await?;
-        let mut source = Source::raw(storage, &self.from.path, &cx.cancel).await?;
+        let mut source = self.open(&cx.services, storage).await?;
         let beginning = self.begin(&mut source, layout).await?;
         let format = match self.format {
             Format::Binary => "binary".to_owned(),

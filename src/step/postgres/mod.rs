@@ -30,6 +30,7 @@ pub mod recover_to;
 pub mod remove_cluster;
 pub mod replication;
 pub mod restore;
+pub mod restore_globals;
 pub mod swap_databases;
 pub mod verify;
 pub mod verify_counts;
@@ -123,11 +124,8 @@ impl ReadAt {
         }
         let Some(services) = cx.services else { return Ok(Self::Unseen) };
         let failed = |failure| Box::new(Preview::failed(failure));
-        // A whole server that a step before brings into being.
-        if let Some(foretold) = cx.world.fact(&Resource::server(target))
-            && matches!(foretold.fact, Fact::Present { .. })
-        {
-            return Ok(Self::Later { because: foretold.because.clone(), rows: None, rehearsal: None });
+        if let Some(because) = yet_to_come(cx, target) {
+            return Ok(Self::Later { because, rows: None, rehearsal: None });
         }
         let server = services.postgres(target).map_err(failed)?;
         let name = database.unwrap_or(server.default_database());
@@ -153,6 +151,12 @@ impl ReadAt {
             }
         })
     }
+}
+
+/// The step before that brings the whole server into being.
+fn yet_to_come(cx: &PreviewCx<'_>, target: &str) -> Option<StepId> {
+    let foretold = cx.world.fact(&Resource::server(target))?;
+    matches!(foretold.fact, Fact::Present { .. }).then(|| foretold.because.clone())
 }
 
 /// The resource that a statement's database is: the whole server where none is named.

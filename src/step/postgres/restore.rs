@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 mod fill;
 mod foresee;
 
-use super::{check_database_name, end_leftovers, same_server, server};
+use super::{check_database_name, end_leftovers, same_server, server, yet_to_come};
 use crate::dump::manifest::Format;
 use crate::dump::proof::{Proof, Watch, prove};
 use crate::dump::source::Source;
@@ -175,7 +175,9 @@ impl Step for Restore {
             _ => None,
         });
         preview = preview.fact(self.resource(), Fact::Present { rows });
-        let Some(services) = cx.services else { return preview };
+        let Some(services) = cx.services.filter(|_| yet_to_come(cx, &self.target).is_none()) else {
+            return preview;
+        };
         let look = async {
             let (server, storage) = (services.postgres(&self.target)?, services.storage(&self.from.storage)?);
             let session = server.connect(None).await?;
@@ -203,7 +205,7 @@ impl Step for Restore {
         let total = storage.object(&self.from.path).await?.bytes;
         let prove_watch = watch(cx, total, "proving that the dump is whole");
         let proof = self.prove(&server, &storage, version, &prove_watch).await?;
-        self.fits_server(&session, &proof).await?.into_iter().next().map_or(Ok(()), Err)?;
+        self.fits_server(&session, &proof, false).await?.into_iter().next().map_or(Ok(()), Err)?;
         let loaded = if self.create {
             self.fill_new(&server, &session, &storage, &proof, version, cx).await
         } else {

@@ -11,6 +11,7 @@ use crate::record::event::{Progress, ProgressUnit};
 use crate::service::postgres::Server;
 use crate::service::postgres::tool::Version;
 use crate::step::effect::{Effect, Resource};
+use crate::step::world::Fact;
 use crate::step::{Action, Certainty, Done, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output};
 use crate::units::Duration;
 
@@ -59,6 +60,11 @@ impl Step for WaitReady {
                 format!("{} is ready (PostgreSQL {version})", self.target),
             )
             .output("version", version.to_string()),
+            // It isn't up, and a step before makes or starts what it may run in.
+            Err(failure) if failure.transient && starts_something(cx) => {
+                Preview::new(Action::Read, Certainty::Assumed, summary)
+                    .fact(Resource::server(&self.target), Fact::Present { rows: None })
+            }
             Err(failure) if failure.transient => Preview::new(Action::Read, Certainty::Undetermined, summary)
                 .warning(format!("not ready now: {failure}"), failure.help.clone()),
             Err(failure) => Preview::failed(failure),
@@ -95,6 +101,12 @@ impl Step for WaitReady {
             }
         }
     }
+}
+
+fn starts_something(cx: &PreviewCx<'_>) -> bool {
+    cx.world.iter().any(|(resource, foretold)| {
+        resource.as_str().starts_with("container:") && matches!(foretold.fact, Fact::Running | Fact::Present { .. })
+    })
 }
 
 async fn version(server: &Server) -> Result<Version, Failure> {

@@ -9,6 +9,7 @@ use crate::failure::Failure;
 use crate::service::postgres::{Server, Session, ident};
 use crate::service::storage::{Storage, free_space};
 use crate::step::effect::Resource;
+use crate::step::postgres::restore_globals::roles_of;
 use crate::step::postgres::{Outlook, blame};
 use crate::step::world::Fact;
 use crate::step::{Preview, PreviewCx};
@@ -16,9 +17,14 @@ use crate::units::Size;
 
 impl Restore {
     /// What the dump needs and the server doesn't have.
-    pub(super) async fn fits_server(&self, session: &Session, proof: &Proof) -> Result<Vec<Failure>, Failure> {
+    pub(super) async fn fits_server(
+        &self,
+        session: &Session,
+        proof: &Proof,
+        roles_will_be: bool,
+    ) -> Result<Vec<Failure>, Failure> {
         let mut missing = vec![];
-        if self.owner == Owner::Keep {
+        if self.owner == Owner::Keep && !roles_will_be {
             let wanted: Vec<&String> = proof.survey.roles.iter().collect();
             let sql = "SELECT w FROM unnest($1::text[]) w WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = w) ORDER BY 1";
             let rows = session.rows("look for the dump's roles", sql, &[&wanted]).await?;
@@ -32,7 +38,7 @@ impl Restore {
                 );
                 missing.push(
                     Failure::permanent(message)
-                        .help("create them (a backup with `globals` has them beside it), or set `owner: none`"),
+                        .help("create them in a step before (postgres.restore_globals), or set `owner: none`"),
                 );
             }
         }
@@ -133,8 +139,9 @@ impl Restore {
             preview = preview.blocked(failure.message, failure.help);
         }
         // A step before may create roles or install extensions.
+        let roles_will_be = cx.world.fact(&roles_of(&self.target)).is_some();
         let may_change = cx.world.touching(&Resource::server(&self.target)).is_some();
-        for failure in self.fits_server(session, &proof).await? {
+        for failure in self.fits_server(session, &proof, roles_will_be).await? {
             preview = if may_change {
                 preview.warning(failure.message, failure.help)
             } else {

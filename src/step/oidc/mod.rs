@@ -1,0 +1,3 @@
+//! Step types on OpenID Connect issuers.
+
+pub mod check;
