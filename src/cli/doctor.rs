@@ -188,7 +188,8 @@ async fn reach_one(services: &Services, name: &str, target: &Target) -> Vec<Find
         }
         Target::Redis(_) => one(redis(services, name).await),
         Target::Smtp(_) => one(mail(services, name).await),
-        Target::Oidc(_) | Target::Dns(_) | Target::Ssh(_) => {
+        Target::Dns(_) => one(dns(services, name).await),
+        Target::Oidc(_) | Target::Ssh(_) => {
             one(Ok("its settings hold; no step type of this version reaches it".to_owned()))
         }
     }
@@ -265,6 +266,10 @@ async fn redis(services: &Services, name: &str) -> Result<String, Failure> {
     session.ping().await?;
     let info = session.info("server").await?;
     Ok(format!("version {} at {}", info.text("redis_version")?, session.place()))
+}
+
+async fn dns(services: &Services, name: &str) -> Result<String, Failure> {
+    services.dns(name)?.probe().await
 }
 
 async fn mail(services: &Services, name: &str) -> Result<String, Failure> {

@@ -95,7 +95,7 @@ fn title(info: &TypeInfo) -> &'static str {
         "container" => "Containers",
         "storage" => "Storage",
         "redis" => "Redis",
-        "http" | "notify" => "Network",
+        "http" | "dns" | "notify" => "Network",
         _ => "People, control, host",
     }
 }

@@ -5,36 +5,6 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A DNS zone that can be updated.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct DnsSettings {
-    /// The primary server, as `ns1.example.com` or `192.0.2.1:53`.
-    pub server: String,
-    /// The zone, as `example.com`.
-    pub zone: String,
-    /// The key that signs updates.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tsig: Option<TsigSettings>,
-}
-
-/// A TSIG key (RFC 8945).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct TsigSettings {
-    /// The key's name.
-    pub name: String,
-    /// As `hmac-sha256`.
-    #[serde(default = "tsig_algorithm")]
-    pub algorithm: String,
-    /// The key, in base64.
-    pub secret: String,
-}
-
-fn tsig_algorithm() -> String {
-    "hmac-sha256".to_owned()
-}
-
 /// A host that is reached by SSH.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -6,6 +6,7 @@
 pub mod age;
 pub mod declared;
 pub mod disk;
+pub mod dns;
 pub mod docker;
 pub mod http;
 pub mod mail;
@@ -49,7 +50,7 @@ pub enum Target {
     /// An OpenID Connect provider.
     Oidc(oidc::OidcSettings),
     /// A DNS zone that can be updated.
-    Dns(declared::DnsSettings),
+    Dns(dns::DnsSettings),
     /// A mail server.
     Smtp(mail::SmtpSettings),
     /// A host that is reached by SSH.
@@ -80,6 +81,7 @@ impl Target {
     /// What is wrong with its settings, as far as that shows without contact.
     pub fn unsound(&self) -> Option<Unsound> {
         match self {
+            Self::Dns(settings) => settings.unsound(),
             Self::Smtp(settings) => settings.unsound(),
             _ => None,
         }

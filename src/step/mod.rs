@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 pub mod container;
 pub mod control;
+pub mod dns;
 pub mod effect;
 pub mod host;
 pub mod http;
@@ -253,6 +254,8 @@ step_types! {
     redis::check::Check,
     http::check::Check,
     http::request::Request,
+    dns::check::Check,
+    dns::update::Update,
     http::notify::Notify,
     oidc::check::Check,
     people::manual::Manual,
