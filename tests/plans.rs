@@ -170,6 +170,7 @@ const UNUSED: &[&str] = &[
     "container.restart",
     "container.run",
     "container.remove",
+    "container.exec",
     "redis.restore",
     "http.request",
     "approve",
