@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of steps. Requests go unversioned, so an old engine answers as well.
 
+mod exec;
 mod make;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use bollard::models::{
     ContainerInspectResponse, ContainerStateStatusEnum, HealthStatusEnum, NetworkSettings, RestartPolicyNameEnum,
 };
 use bollard::query_parameters::{ListContainersOptions, LogsOptions, StopContainerOptions};
+pub use exec::{Became, Inside};
 use futures::StreamExt;
 pub use make::{Image, Port, Restart, Volume, Wanted};
 

@@ -5,7 +5,8 @@
 //! cancelled or its future is dropped, the whole group goes, grandchildren too.
 //! Knows nothing of steps: words go to a plain function, secrets through the redactor.
 
-use std::borrow::Cow;
+mod captured;
+
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::ErrorKind;
@@ -14,6 +15,8 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+pub use captured::Captured;
+use captured::Keep;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{AccessFlags, Pid, access};
@@ -376,6 +379,11 @@ pub struct Finished {
 pub struct Exit(ExitStatus);
 
 impl Exit {
+    /// The end of a process elsewhere, of which only the code is known.
+    pub fn with_code(code: i32) -> Self {
+        Self(ExitStatus::from_raw((code & 0xff) << 8))
+    }
+
     /// Whether it exited with 0.
     pub fn success(self) -> bool {
         self.0.success()
@@ -397,72 +405,6 @@ impl fmt::Display for Exit {
             },
             (None, None) => f.write_str("unknown end"),
         }
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Keep {
-    Beginning,
-    End,
-}
-
-/// What was kept of a stream.
-#[derive(Debug)]
-pub struct Captured {
-    bytes: Vec<u8>,
-    total: u64,
-    keep: Keep,
-}
-
-impl Captured {
-    const fn new(keep: Keep) -> Self {
-        Self { bytes: Vec::new(), total: 0, keep }
-    }
-
-    fn push(&mut self, piece: &[u8]) {
-        self.total += piece.len() as u64;
-        match self.keep {
-            Keep::Beginning => {
-                let room = CAPTURE.saturating_sub(self.bytes.len());
-                self.bytes.extend_from_slice(&piece[..room.min(piece.len())]);
-            }
-            Keep::End => {
-                self.bytes.extend_from_slice(piece);
-                // Cut rarely, so that a long stream is not moved at each piece.
-                if self.bytes.len() > 2 * CAPTURE {
-                    self.bytes.drain(..self.bytes.len() - CAPTURE);
-                }
-            }
-        }
-    }
-
-    /// The text, with a replacement character where it is not UTF-8. May hold secrets.
-    pub fn text(&self) -> Cow<'_, str> {
-        String::from_utf8_lossy(&self.bytes)
-    }
-
-    /// How much was written in all.
-    pub const fn total(&self) -> u64 {
-        self.total
-    }
-
-    /// Whether more was written than is kept.
-    pub const fn is_cut(&self) -> bool {
-        self.total > self.bytes.len() as u64
-    }
-
-    /// The last lines, for an error: at most `lines` and 2 KiB, secrets masked.
-    pub fn last_lines(&self, lines: usize, redactor: &Redactor) -> String {
-        let text = self.text();
-        // Masked whole before it is cut, so that no part of a secret is left at the edge.
-        let text = redactor.redact(text.trim_end());
-        let mut from = text.len().saturating_sub(2048);
-        while !text.is_char_boundary(from) {
-            from += 1;
-        }
-        let mut kept: Vec<&str> = text[from..].lines().rev().take(lines).collect();
-        kept.reverse();
-        kept.join("\n")
     }
 }
 

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+pub mod command;
 pub mod container;
 pub mod control;
 pub mod dns;
@@ -245,6 +246,7 @@ step_types! {
     container::restart::Restart,
     container::run::Run,
     container::remove::Remove,
+    container::exec::Exec,
     storage::find::Find,
     storage::verify::Verify,
     storage::copy::Copy,

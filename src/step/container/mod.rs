@@ -3,6 +3,7 @@
 //! Each notes the container's id and state before it acts. The id is the guard: another
 //! container that took the name meanwhile is refused, never stopped or trusted.
 
+pub mod exec;
 pub mod remove;
 pub mod restart;
 pub mod run;

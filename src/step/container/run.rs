@@ -17,7 +17,7 @@ use super::{Sought, check_name_at, seek};
 use crate::failure::Failure;
 use crate::record::event::{Progress, ProgressUnit};
 use crate::service::docker::{self, Container, Engine, Image, Port, Volume, Wanted};
-use crate::step::control::exec::Arg;
+use crate::step::command::Arg;
 use crate::step::effect::{Access, Effect, Resource, Role};
 use crate::step::world::Fact;
 use crate::step::{

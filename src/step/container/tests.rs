@@ -1,5 +1,6 @@
 //! On the real Docker engine of `LIFEBOAT_TEST_DOCKER`.
 
+mod exec;
 mod remove;
 mod run;
 

@@ -6,31 +6,19 @@
 
 mod params;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use async_trait::async_trait;
-use regex::Regex;
 use serde_json::Value;
 
-pub use params::{Arg, Exec, Extract};
+pub use params::Exec;
 
 use crate::failure::Failure;
-use crate::ids::is_name;
-use crate::record::event::Outputs;
-use crate::service::process::{self, Captured, Command, Finished};
+use crate::service::process::{self, Command};
+use crate::step::command;
 use crate::step::effect::{Access, Effect, Resource};
 use crate::step::world::Fact;
-use crate::step::{
-    AfterKill, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output,
-};
-use crate::units::Size;
-
-/// How much of each stream becomes an output: outputs are kept in the journal.
-const OUTPUT_CAP: usize = 64 * 1024;
-
-/// By convention (`sysexits.h`) a failure that may pass by itself.
-const TRY_AGAIN: i32 = 75;
+use crate::step::{AfterKill, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind};
 
 impl StepType for Exec {
     const NAME: &'static str = "exec";
@@ -39,25 +27,19 @@ impl StepType for Exec {
         "waits for it while it still runs; then can't tell, or runs again if `idempotent`";
 
     fn outputs() -> Vec<Output> {
-        vec![
-            output("stdout", ValueKind::String, "What it wrote, up to 64 KiB, without the last line feed"),
-            output("stderr", ValueKind::String, "What it complained, up to 64 KiB, without the last line feed"),
-            output("exit_code", ValueKind::Integer, "Its exit code"),
-        ]
+        command::outputs()
     }
 
     fn declared_outputs(params: &Value) -> Vec<(String, ValueKind)> {
-        let Some(outputs) = params.get("outputs").and_then(Value::as_object) else { return vec![] };
-        let kind = |extract: &Value| if extract.get("json").is_some() { ValueKind::Any } else { ValueKind::String };
-        outputs.iter().map(|(name, extract)| (name.clone(), kind(extract))).collect()
+        command::declared_outputs(params)
     }
 }
 
 #[async_trait]
 impl Step for Exec {
     fn effects(&self) -> Vec<Effect> {
-        match &self.effects {
-            Some(declared) => declared.iter().filter_map(|text| Effect::parse(text).ok()).collect(),
+        match self.effects.as_deref() {
+            Some(declared) => command::declared_effects(declared),
             None => vec![Effect::new(Access::Undetermined, Resource::other("process", self.program()))],
         }
     }
@@ -74,28 +56,9 @@ impl Step for Exec {
             (None, Some(script)) if script.trim().is_empty() => found.add("/shell", "the script is empty", None),
             _ => {}
         }
-        for (at, declared) in self.effects.iter().flatten().enumerate() {
-            if let Err(wrong) = Effect::parse(declared) {
-                let help = "write a verb and a resource, as `change postgres:db/manacore_auth`".to_owned();
-                found.add(format!("/effects/{at}"), wrong, help);
-            }
-        }
-        for name in self.env.keys() {
-            if name.is_empty() || name.contains(['=', '\0']) {
-                found.add("/env", format!("`{name}` can't name a variable"), None);
-            } else if name.starts_with("LIFEBOAT_") {
-                found.add(format!("/env/{name}"), "Lifeboat sets the variables that begin so", None);
-            }
-        }
-        for (name, extract) in &self.outputs {
-            let pointer = format!("/outputs/{name}");
-            if !is_name(name) || Self::outputs().iter().any(|output| output.name == name) {
-                found.add(&pointer, format!("`{name}` can't name an output"), "use another name".to_owned());
-            }
-            if let Err((wrong, help)) = extract.check() {
-                found.add(pointer, wrong, help);
-            }
-        }
+        command::check_effects(self.effects.as_deref(), found);
+        command::check_env(self.env.keys(), found);
+        command::check_outputs(&self.outputs, found);
     }
 
     async fn preview(&self, cx: &PreviewCx<'_>) -> Preview {
@@ -127,22 +90,13 @@ impl Step for Exec {
         let log = |text: &str| cx.log(text);
         let stdin = self.stdin.as_ref().map(String::as_bytes);
         let finished = command.run(stdin, &cx.redactor, &log, &cx.cancel).await?;
-        let code = finished.exit.code();
-        if !code.is_some_and(|code| self.expect_exit.accepts(&code.into())) {
-            return Err(self.unexpected(&finished, cx));
-        }
-        let mut done = Done::new(finished.exit.to_string())
-            .output("stdout", trimmed(&finished.stdout))
-            .output("stderr", trimmed(&finished.stderr))
-            .output("exit_code", code);
-        extract(&self.outputs, &finished.stdout, &mut done.outputs)?;
-        Ok(done)
+        command::finish(&self.shown(), &self.expect_exit, &self.outputs, &finished, cx)
     }
 
     async fn after_kill(&self, cx: &RunCx) -> Result<AfterKill, Failure> {
         let shown = self.shown();
         let shown = cx.redactor.redact(&shown);
-        Ok(if let Some(pid) = still_running(cx) {
+        Ok(if let Some(pid) = command::still_running(cx) {
             AfterKill::StillGoing { what: format!("{shown} still runs as process {pid}") }
         } else if self.idempotent {
             AfterKill::RunAgain { why: "the plan says that it may run again (`idempotent`)".to_owned() }
@@ -169,10 +123,7 @@ impl Exec {
                 shell.as_deref().unwrap_or_default().trim().lines().next().unwrap_or_default().to_owned()
             }
         };
-        match line.char_indices().nth(80) {
-            Some((end, _)) => format!("`{}…`", &line[..end]),
-            None => format!("`{line}`"),
-        }
+        command::short(&line)
     }
 
     fn command(&self, cx: &RunCx) -> Command {
@@ -190,100 +141,6 @@ impl Exec {
             .env("LIFEBOAT_STEP", cx.step.as_str())
             .env("LIFEBOAT_ATTEMPT", cx.attempt.to_string())
     }
-
-    fn unexpected(&self, finished: &Finished, cx: &RunCx) -> Failure {
-        let mut said = finished.stderr.last_lines(10, &cx.redactor);
-        if said.is_empty() {
-            said = finished.stdout.last_lines(10, &cx.redactor);
-        }
-        let shown = self.shown();
-        let mut message = format!("{}: {}", cx.redactor.redact(&shown), finished.exit);
-        if finished.exit.code().is_some() && self.expect_exit.describe() != "0" {
-            message = format!("{message}, expected {}", self.expect_exit.describe());
-        }
-        if !said.is_empty() {
-            message = format!("{message}: {said}");
-        }
-        if finished.exit.code() == Some(TRY_AGAIN) {
-            Failure::transient(message)
-        } else {
-            Failure::permanent(message)
-        }
-    }
-}
-
-/// A stream as an output: small, and plain about it when it was cut.
-fn trimmed(captured: &Captured) -> String {
-    let text = captured.text();
-    let text = text.strip_suffix('\n').unwrap_or(&text);
-    if text.len() <= OUTPUT_CAP && !captured.is_cut() {
-        return text.to_owned();
-    }
-    let mut end = OUTPUT_CAP.min(text.len());
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}\n[cut: {} in all, see the step's log]", &text[..end], Size(captured.total()))
-}
-
-fn extract(wanted: &BTreeMap<String, Extract>, stdout: &Captured, outputs: &mut Outputs) -> Result<(), Failure> {
-    if wanted.is_empty() {
-        return Ok(());
-    }
-    if stdout.is_cut() {
-        let (total, cap) = (Size(stdout.total()), Size(process::CAPTURE as u64));
-        return Err(Failure::permanent(format!("it wrote {total}; outputs are read from {cap} at most")));
-    }
-    let text = stdout.text();
-    let mut json = None;
-    for (name, extract) in wanted {
-        let value = match extract {
-            Extract::Json(pointer) => {
-                let parsed = match &json {
-                    Some(parsed) => parsed,
-                    None => json.insert(serde_json::from_str::<Value>(&text).map_err(|error| {
-                        Failure::permanent(format!("output `{name}`: stdout is not JSON: {error}"))
-                    })?),
-                };
-                parsed.pointer(pointer).cloned().ok_or_else(|| format!("stdout's JSON has no `{pointer}`"))
-            }
-            Extract::Regex(pattern) => Regex::new(pattern).map_err(|error| error.to_string()).and_then(|regex| {
-                let found = regex.captures(&text).and_then(|captures| captures.get(1));
-                found
-                    .map(|found| Value::from(found.as_str()))
-                    .ok_or_else(|| format!("nothing in stdout matches `{pattern}`"))
-            }),
-        };
-        let value = value.map_err(|wrong| Failure::permanent(format!("output `{name}`: {wrong}")))?;
-        outputs.insert(name.clone(), value);
-    }
-    Ok(())
-}
-
-/// The process of an earlier attempt, if it outlived the Lifeboat that started it: the
-/// leader of a group, with this run's and step's names in its environment. Daemons that
-/// it left behind on purpose made a session of their own and don't count.
-fn still_running(cx: &RunCx) -> Option<u32> {
-    let marks = [format!("LIFEBOAT_RUN={}", cx.run), format!("LIFEBOAT_STEP={}", cx.step)];
-    let processes = std::fs::read_dir("/proc").ok()?;
-    processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok()).find(|pid| {
-        let marked = std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environ| {
-            let variables: Vec<&[u8]> = environ.split(|byte| *byte == 0).collect();
-            marks.iter().all(|mark| variables.contains(&mark.as_bytes()))
-        });
-        marked && leads_a_group(*pid)
-    })
-}
-
-fn leads_a_group(pid: u32) -> bool {
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    // After the name in parentheses: state, parent, group, session.
-    let Some((_, rest)) = stat.rsplit_once(')') else { return false };
-    let mut fields = rest.split_whitespace();
-    let state = fields.next();
-    let mut ids = fields.skip(1).map(|field| field.parse::<u32>().ok());
-    let (group, session) = (ids.next().flatten(), ids.next().flatten());
-    state != Some("Z") && group == Some(pid) && session != Some(pid)
 }
 
 #[cfg(test)]

@@ -1,15 +1,15 @@
 //! The parameters of `exec`: a map, or a bare list that is its `argv`.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::{JsonSchema, Schema};
 use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Deserializer, de};
 use serde_json::json;
 
 use crate::matcher::Matcher;
+use crate::step::command::{Arg, Extract, zero};
 
 /// Runs a command on this host.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -47,10 +47,6 @@ pub struct Exec {
     /// Whether it may run again when a kill leaves it open whether it happened.
     #[serde(default)]
     pub idempotent: bool,
-}
-
-fn zero() -> Matcher {
-    Matcher::equals(0)
 }
 
 /// `exec: [program, argument]` is short for `exec: { argv: [program, argument] }`. In one
@@ -94,82 +90,5 @@ impl<'de> Deserialize<'de> for Exec {
             }
         }
         deserializer.deserialize_any(Visitor)
-    }
-}
-
-/// Text; YAML's `true` and `5` are taken as they are written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Arg(pub String);
-
-impl<'de> Deserialize<'de> for Arg {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = Arg;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("text")
-            }
-            fn visit_str<E>(self, text: &str) -> Result<Arg, E> {
-                Ok(Arg(text.to_owned()))
-            }
-            fn visit_bool<E>(self, value: bool) -> Result<Arg, E> {
-                Ok(Arg(value.to_string()))
-            }
-            fn visit_i64<E>(self, value: i64) -> Result<Arg, E> {
-                Ok(Arg(value.to_string()))
-            }
-            fn visit_u64<E>(self, value: u64) -> Result<Arg, E> {
-                Ok(Arg(value.to_string()))
-            }
-            fn visit_f64<E>(self, value: f64) -> Result<Arg, E> {
-                Ok(Arg(value.to_string()))
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
-impl JsonSchema for Arg {
-    fn schema_name() -> Cow<'static, str> {
-        "Arg".into()
-    }
-
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": ["string", "number", "boolean"] })
-    }
-}
-
-/// How an output is read from stdout.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Extract {
-    /// Stdout is JSON: the value at this JSON pointer (`/items/0/name`; empty for all of it).
-    Json(#[schemars(regex(pattern = "^(/.*)?$"))] String),
-    /// What the first group of this regular expression matches.
-    Regex(#[schemars(extend("format" = "regex"))] String),
-}
-
-impl Extract {
-    /// What is wrong with it, and what to write instead.
-    pub(super) fn check(&self) -> Result<(), (String, String)> {
-        match self {
-            Self::Json(pointer) if pointer.is_empty() || pointer.starts_with('/') => Ok(()),
-            Self::Json(pointer) => Err((
-                format!("`{pointer}` is not a JSON pointer"),
-                format!("write `/{}`", pointer.replace('.', "/")),
-            )),
-            Self::Regex(pattern) => match regex::Regex::new(pattern) {
-                Ok(regex) if regex.captures_len() > 1 => Ok(()),
-                Ok(_) => Err((
-                    format!("`{pattern}` has no group"),
-                    "put the part that is wanted in parentheses".to_owned(),
-                )),
-                Err(error) => Err((error.to_string(), "correct the regular expression".to_owned())),
-            },
-        }
     }
 }

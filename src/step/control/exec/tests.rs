@@ -77,7 +77,11 @@ async fn outputs_are_read_from_stdout() {
 async fn a_large_output_is_cut_and_says_so() {
     let done = run(json!({ "shell": "seq 1 30000" })).await.unwrap();
     let stdout = done.outputs["stdout"].as_str().unwrap();
-    assert!(stdout.len() < OUTPUT_CAP + 100 && stdout.ends_with("see the step's log]"), "{}", stdout.len());
+    assert!(
+        stdout.len() < command::OUTPUT_CAP + 100 && stdout.ends_with("see the step's log]"),
+        "{}",
+        stdout.len()
+    );
 }
 
 #[tokio::test]
