@@ -43,7 +43,11 @@ const DRILL: &[(&str, &[&str])] = &[
     ("daily-backup", &[]),
     // The last: what it rebuilds is gone.
     ("complete-service-failure", &[]),
+    ("remove-rebuilt", &["-i", "abandoned=true"]),
 ];
+
+/// What runs where the service is rebuilt.
+const REBUILT: [&str; 2] = ["complete-service-failure", "remove-rebuilt"];
 
 #[test]
 fn every_plan_is_drilled() {
@@ -67,10 +71,10 @@ async fn drill() {
         if recovers {
             stage.damage().await;
         }
-        let rebuilds = *plan == "complete-service-failure";
-        if rebuilds {
+        if *plan == "complete-service-failure" {
             stage.lose_everything();
         }
+        let env = if REBUILT.contains(plan) { "rebuilt" } else { "test" };
         let mut moment = String::new();
         if *plan == "accidental-deletion" {
             moment = format!("moment={}", stage.moment().await);
@@ -84,8 +88,7 @@ async fn drill() {
         let recovers = recovers || !moment.is_empty();
         let file = format!("plans/{plan}.yaml");
         let given: &[&str] = if moment.is_empty() { inputs } else { &["-i", &moment, "-i", "most=5000"] };
-        let output = stage
-            .run(&[&["run", &file, "--env", if rebuilds { "rebuilt" } else { "test" }, "--yes"], given].concat());
+        let output = stage.run(&[&["run", &file, "--env", env, "--yes"], given].concat());
         assert!(output.status.success(), "{plan}: {}", said(&output));
         if recovers {
             assert_eq!(stage.fingerprints(DATABASE).await, whole, "{plan}: every row is back");

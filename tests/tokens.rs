@@ -11,8 +11,7 @@
 mod stage;
 mod support;
 
-use base64::Engine;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use data_encoding::BASE64URL_NOPAD;
 use lifeboat::service::Target;
 use lifeboat::step::world::World;
 use lifeboat::step::{Action, Certainty};
@@ -129,7 +128,7 @@ async fn an_issuer_is_asked_as_its_users_ask_it() {
     assert!(failure.message.contains("consumer still takes a token of a revoked key"), "{failure}");
 
     // That an expired token is refused proves nothing.
-    let part = |value: Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+    let part = |value: Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
     let expired = format!("{}.{}.AAAA", part(json!({ "alg": "EdDSA", "kid": key })), part(json!({ "exp": 1 })));
     std::fs::write(stage.path(".lifeboat/sandboxes/test/proofs").join(TOKEN), expired).unwrap();
     let failure = run("issuer", refused("/me")).await.unwrap_err();

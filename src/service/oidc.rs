@@ -6,8 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
+use data_encoding::BASE64;
 use jsonwebtoken::jwk::{Jwk, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use reqwest::Url;
@@ -134,7 +133,7 @@ impl Issuer {
         // Basic is what every issuer must know, and the default where it lists none.
         if methods.is_empty() || methods.iter().any(|method| method == "client_secret_basic") {
             let pair = format!("{}:{}", form_encoded(id), form_encoded(secret));
-            headers.insert("Authorization".to_owned(), format!("Basic {}", BASE64_STANDARD.encode(pair)));
+            headers.insert("Authorization".to_owned(), format!("Basic {}", BASE64.encode(pair.as_bytes())));
         } else {
             fields.extend([("client_id", id.as_str()), ("client_secret", secret.as_str())]);
         }

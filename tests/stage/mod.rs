@@ -118,6 +118,7 @@ impl Stage {
             "database_container": format!("{}-db", stage.container),
             "database_image": format!("{}-postgres", stage.container),
             "database_command": ["postgres", "-c", "listen_addresses=127.0.0.1", "-c", format!("port={new_db}")],
+            "database_port": new_db,
             "database_ports": [],
             "database_volumes": [],
             "redis_container": format!("{}-redis", stage.container),

@@ -3,8 +3,7 @@
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::{Form, Json};
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
+use data_encoding::BASE64;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -84,7 +83,7 @@ fn broken(error: &str) -> Answer {
 /// The client of an `Authorization: Basic` header. RFC 6749 has both halves form-encoded first.
 fn basic(headers: &HeaderMap) -> Option<(String, String)> {
     let encoded = headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Basic ")?;
-    let text = String::from_utf8(BASE64_STANDARD.decode(encoded).ok()?).ok()?;
+    let text = String::from_utf8(BASE64.decode(encoded.as_bytes()).ok()?).ok()?;
     let (user, password) = text.split_once(':')?;
     let decoded = |text: &str| {
         let pairs = reqwest::Url::parse(&format!("x:?{text}")).ok()?;

@@ -3,8 +3,7 @@
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::signature::Ed25519KeyPair;
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
+use data_encoding::BASE64;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
@@ -38,7 +37,7 @@ pub fn mint(secret: &Secret) -> Result<Minted, String> {
     let mut sealed = der.as_ref().to_vec();
     let nonce = cipher(secret)?.seal_in_place_append_tag(Aad::empty(), &mut sealed).map_err(cannot)?;
     let bytes = [nonce.as_ref().as_slice(), &sealed].concat();
-    Ok(Minted { public_key, private_key: BASE64_STANDARD.encode(bytes) })
+    Ok(Minted { public_key, private_key: BASE64.encode(&bytes) })
 }
 
 /// The key that signs: the newest, which is made now unless it is good.
@@ -51,7 +50,7 @@ async fn signing(client: &Client, secret: &Secret) -> Result<(String, EncodingKe
         _ => add(client, secret).await?,
     };
     let wrong = || format!("the private key {kid} can't be decrypted: it was encrypted with another secret");
-    let bytes = BASE64_STANDARD.decode(sealed).map_err(|_| wrong())?;
+    let bytes = BASE64.decode(sealed.as_bytes()).map_err(|_| wrong())?;
     let (nonce, rest) = bytes.split_at_checked(NONCE_LEN).ok_or_else(wrong)?;
     let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| wrong())?;
     let mut rest = rest.to_vec();
