@@ -176,6 +176,7 @@ const UNUSED: &[&str] = &[
     "approve",
     "wait",
     "exec",
+    "ssh.exec",
 ];
 
 #[test]

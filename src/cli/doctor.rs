@@ -187,7 +187,8 @@ async fn reach_one(services: &Services, name: &str, target: &Target) -> Vec<Find
             one(crate::sandbox::redis_server().map(|program| format!("a sandbox, by {}", program.display())))
         }
         Target::Redis(_) => one(redis(services, name).await),
-        Target::Oidc(_) | Target::Dns(_) | Target::Smtp(_) | Target::Ssh(_) => {
+        Target::Ssh(_) => one(ssh(services, name).await),
+        Target::Oidc(_) | Target::Dns(_) | Target::Smtp(_) => {
             one(Ok("its settings hold; no step type of this version reaches it".to_owned()))
         }
     }
@@ -269,6 +270,12 @@ async fn redis(services: &Services, name: &str) -> Result<String, Failure> {
 async fn storage(services: &Services, name: &str) -> Result<String, Failure> {
     let objects = services.storage(name)?.list("").await?;
     Ok(format!("it answers; {} in it", plural(objects.len(), "object")))
+}
+
+async fn ssh(services: &Services, name: &str) -> Result<String, Failure> {
+    let host = services.ssh(name)?;
+    host.probe(None, None, services.cancel()).await?;
+    Ok(format!("commands run at {}", host.place()))
 }
 
 async fn http(services: &Services, name: &str, base_url: &str) -> Result<String, Failure> {

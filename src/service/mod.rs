@@ -11,6 +11,7 @@ pub mod postgres;
 pub mod process;
 pub mod redis;
 pub mod sandbox;
+pub mod ssh;
 pub mod storage;
 #[cfg(test)]
 pub(crate) mod tls_testing;
@@ -50,7 +51,7 @@ pub enum Target {
     /// A mail server.
     Smtp(declared::SmtpSettings),
     /// A host that is reached by SSH.
-    Ssh(declared::SshSettings),
+    Ssh(ssh::SshSettings),
 }
 
 /// The kinds of targets, as plans name them.
