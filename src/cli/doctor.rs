@@ -12,6 +12,7 @@ use crate::failure::Failure;
 use crate::plan::load;
 use crate::report::text::{Paint, Table, plural};
 use crate::service::postgres::tool;
+use crate::service::process::find_program;
 use crate::service::{DockerSettings, PostgresSettings, Services, Target};
 
 /// See whether this machine can do the work: tools, versions, connections, privileges
@@ -137,7 +138,7 @@ async fn tools() -> Vec<Finding> {
     for (name, for_) in [
         ("pg_dump", "postgres.backup"),
         ("pg_restore", "postgres.restore of custom dumps"),
-        ("psql", "people; Lifeboat never calls it"),
+        ("psql", "postgres.restore of plain dumps"),
         ("initdb", "sandboxes and the demo"),
         ("pg_basebackup", "postgres.base_backup"),
         ("pg_verifybackup", "postgres.base_backup and postgres.recover_to"),
@@ -151,6 +152,9 @@ async fn tools() -> Vec<Finding> {
             tool.map(|tool| format!("{} in {}; for {for_}", tool.version, tool.path.display())),
         ));
     }
+    let age = find_program("age", None).map(|path| format!("{}; for exports with `encrypt_to`", path.display()));
+    let missing = || Failure::permanent("age is not installed").help("Debian: `apt-get install age`");
+    found.push(Finding::new("tool", "age", false, age.ok_or_else(missing)));
     let docker = Target::Docker(DockerSettings { host: crate::service::docker_host(), tls: None, sandbox: None });
     let services =
         Services::new(BTreeMap::from([("docker".to_owned(), docker.clone())]), crate::secret::Redactor::default());
@@ -165,9 +169,21 @@ async fn tools() -> Vec<Finding> {
 async fn reach(services: &Services, targets: &BTreeMap<String, Target>) -> Vec<Finding> {
     let mut found = Vec::new();
     for (name, target) in targets {
-        found.extend(reach_one(services, name, target).await);
+        found.extend(match target {
+            Target::Oidc(issuer) if is_served_here(&issuer.issuer, targets) => {
+                vec![Finding::new("oidc", name, true, Ok(format!("a sandbox, at {}", issuer.issuer)))]
+            }
+            target => reach_one(services, name, target).await,
+        });
     }
     found
+}
+
+/// Whether a sandbox's auth service is that issuer.
+fn is_served_here(issuer: &str, targets: &BTreeMap<String, Target>) -> bool {
+    targets
+        .values()
+        .any(|target| matches!(target, Target::Http(http) if http.sandbox.is_some() && http.base_url == issuer))
 }
 
 async fn reach_one(services: &Services, name: &str, target: &Target) -> Vec<Finding> {
@@ -177,7 +193,7 @@ async fn reach_one(services: &Services, name: &str, target: &Target) -> Vec<Find
         Target::Docker(_) => one(docker(services, name).await),
         Target::Storage(_) => one(storage(services, name).await),
         // Like a sandboxed cluster: it is there once `lifeboat sandbox up` has made it.
-        Target::Http(settings) if settings.sandbox.is_some() => {
+        Target::Http(settings) if settings.sandbox.is_some() || settings.consumer_sandbox.is_some() => {
             one(services.http(name).map(|_| format!("a sandbox, at {}", settings.base_url)))
         }
         Target::Http(settings) => one(http(services, name, &settings.base_url).await),
@@ -189,9 +205,8 @@ async fn reach_one(services: &Services, name: &str, target: &Target) -> Vec<Find
         Target::Redis(_) => one(redis(services, name).await),
         Target::Smtp(_) => one(mail(services, name).await),
         Target::Dns(_) => one(dns(services, name).await),
-        Target::Oidc(_) | Target::Ssh(_) => {
-            one(Ok("its settings hold; no step type of this version reaches it".to_owned()))
-        }
+        Target::Ssh(_) => one(ssh(services, name).await),
+        Target::Oidc(_) => one(oidc(services, name).await),
     }
 }
 
@@ -279,6 +294,24 @@ async fn mail(services: &Services, name: &str) -> Result<String, Failure> {
 async fn storage(services: &Services, name: &str) -> Result<String, Failure> {
     let objects = services.storage(name)?.list("").await?;
     Ok(format!("it answers; {} in it", plural(objects.len(), "object")))
+}
+
+async fn ssh(services: &Services, name: &str) -> Result<String, Failure> {
+    let host = services.ssh(name)?;
+    host.probe(None, None, services.cancel()).await?;
+    Ok(format!("commands run at {}", host.place()))
+}
+
+/// Its document alone: an issuer may make a key when it is asked for more.
+async fn oidc(services: &Services, name: &str) -> Result<String, Failure> {
+    let issuer = services.oidc(name)?;
+    issuer.discovery().await?;
+    let client = if issuer.has_client() {
+        "a client that may ask for tokens"
+    } else {
+        "no client: tokens can't be asked for"
+    };
+    Ok(format!("an OpenID Connect issuer, {client}"))
 }
 
 async fn http(services: &Services, name: &str, base_url: &str) -> Result<String, Failure> {

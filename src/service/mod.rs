@@ -4,7 +4,6 @@
 //! `targets`), connections are made here, and failures are classed here.
 
 pub mod age;
-pub mod declared;
 pub mod disk;
 pub mod dns;
 pub mod docker;
@@ -15,6 +14,7 @@ pub mod postgres;
 pub mod process;
 pub mod redis;
 pub mod sandbox;
+pub mod ssh;
 pub mod storage;
 #[cfg(test)]
 pub(crate) mod tls_testing;
@@ -54,7 +54,7 @@ pub enum Target {
     /// A mail server.
     Smtp(mail::SmtpSettings),
     /// A host that is reached by SSH.
-    Ssh(declared::SshSettings),
+    Ssh(ssh::SshSettings),
 }
 
 /// The kinds of targets, as plans name them.

@@ -50,6 +50,34 @@ pub(super) fn declared_effects(declared: &[String]) -> Vec<Effect> {
     declared.iter().filter_map(|text| Effect::parse(text).ok()).collect()
 }
 
+/// The program of `argv`, or else the shell.
+pub(super) fn program(argv: Option<&[Arg]>) -> &str {
+    argv.map_or("/bin/sh", |argv| argv.first().map_or("", |program| &program.0))
+}
+
+/// `argv` or the first line of `shell` for people.
+pub(super) fn shown(argv: Option<&[Arg]>, shell: Option<&str>) -> String {
+    match argv {
+        Some(argv) => short(&argv.iter().map(|arg| arg.0.as_str()).collect::<Vec<_>>().join(" ")),
+        None => short(shell.unwrap_or_default().trim().lines().next().unwrap_or_default()),
+    }
+}
+
+pub(super) fn check_command(name: &str, argv: Option<&[Arg]>, shell: Option<&str>, found: &mut Findings) {
+    let argv_help = || "write `argv: [program, argument]`".to_owned();
+    match (argv, shell) {
+        (None, None) => found.add("", format!("`{name}` needs a command"), argv_help()),
+        (Some(_), Some(_)) => {
+            found.add("/shell", "`argv` and `shell` can't both be given", "keep one of them".to_owned());
+        }
+        (Some(argv), None) if argv.first().is_none_or(|program| program.0.is_empty()) => {
+            found.add("/argv", "there is no program in it", argv_help());
+        }
+        (None, Some(script)) if script.trim().is_empty() => found.add("/shell", "the script is empty", None),
+        _ => {}
+    }
+}
+
 pub(super) fn check_effects(effects: Option<&[String]>, found: &mut Findings) {
     for (at, declared) in effects.into_iter().flatten().enumerate() {
         if let Err(wrong) = Effect::parse(declared) {

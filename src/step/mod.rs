@@ -26,6 +26,7 @@ pub mod people;
 pub mod postgres;
 mod preview;
 pub mod redis;
+pub mod ssh;
 pub mod storage;
 #[cfg(test)]
 mod testing;
@@ -265,6 +266,7 @@ step_types! {
     control::assert::Assert,
     control::wait::Wait,
     control::exec::Exec,
+    ssh::exec::Exec,
     host::disk::Disk,
     control::plan_run::PlanRun,
 }

@@ -57,15 +57,6 @@ impl Captured {
         String::from_utf8_lossy(&self.bytes)
     }
 
-    /// Takes out the first line that is `line`, and tells whether there was one.
-    pub fn take_line(&mut self, line: &str) -> bool {
-        let wanted = format!("{line}\n");
-        let Some(at) = memchr::memmem::find(&self.bytes, wanted.as_bytes()) else { return false };
-        self.bytes.drain(at..at + wanted.len());
-        self.total -= wanted.len() as u64;
-        true
-    }
-
     /// How much was written in all.
     pub const fn total(&self) -> u64 {
         self.total

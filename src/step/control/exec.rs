@@ -45,17 +45,7 @@ impl Step for Exec {
     }
 
     fn check(&self, found: &mut Findings) {
-        match (&self.argv, &self.shell) {
-            (None, None) => found.add("", "`exec` needs a command", "write `argv: [program, argument]`".to_owned()),
-            (Some(_), Some(_)) => {
-                found.add("/shell", "`argv` and `shell` can't both be given", "keep one of them".to_owned());
-            }
-            (Some(argv), None) if argv.first().is_none_or(|program| program.0.is_empty()) => {
-                found.add("/argv", "there is no program in it", "write `argv: [program, argument]`".to_owned());
-            }
-            (None, Some(script)) if script.trim().is_empty() => found.add("/shell", "the script is empty", None),
-            _ => {}
-        }
+        command::check_command(Self::NAME, self.argv.as_deref(), self.shell.as_deref(), found);
         command::check_effects(self.effects.as_deref(), found);
         command::check_env(self.env.keys(), found);
         command::check_outputs(&self.outputs, found);
@@ -109,21 +99,11 @@ impl Step for Exec {
 
 impl Exec {
     fn program(&self) -> &str {
-        match &self.argv {
-            Some(argv) => argv.first().map_or("", |program| &program.0),
-            None => "/bin/sh",
-        }
+        command::program(self.argv.as_deref())
     }
 
-    /// The command for people, on one line, cut where it gets long.
     fn shown(&self) -> String {
-        let line = match (&self.argv, &self.shell) {
-            (Some(argv), _) => argv.iter().map(|arg| arg.0.as_str()).collect::<Vec<_>>().join(" "),
-            (None, shell) => {
-                shell.as_deref().unwrap_or_default().trim().lines().next().unwrap_or_default().to_owned()
-            }
-        };
-        command::short(&line)
+        command::shown(self.argv.as_deref(), self.shell.as_deref())
     }
 
     fn command(&self, cx: &RunCx) -> Command {

@@ -1,0 +1,6 @@
+//! Steps on hosts that are reached by SSH.
+
+pub mod exec;
+
+#[cfg(test)]
+mod tests;
