@@ -169,6 +169,7 @@ fn a_slip_in_the_recovery_is_found() {
 /// Step types that no plan uses yet.
 const UNUSED: &[&str] = &[
     "postgres.create_database",
+    "postgres.restore_globals",
     "container.restart",
     "container.run",
     "container.remove",
