@@ -40,6 +40,9 @@ const DRILL: &[(&str, &[&str])] = &[
     ("jwks-loss", &["-i", "mode=regenerate"]),
     ("renew-keys", &[]),
     ("emergency-key-rotation", &["-i", "second_person=false"]),
+    ("daily-backup", &[]),
+    // The last: what it rebuilds is gone.
+    ("complete-service-failure", &[]),
 ];
 
 #[test]
@@ -56,13 +59,17 @@ fn every_plan_is_drilled() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn drill() {
-    let stage = Stage::set(20_000, &json!({}));
+    let stage = Stage::with_images(20_000, &json!({}), true);
     let whole = stage.fingerprints(DATABASE).await;
     let mut rows = vec![];
     for (plan, inputs) in DRILL {
         let recovers = *plan == "database-corruption";
         if recovers {
             stage.damage().await;
+        }
+        let rebuilds = *plan == "complete-service-failure";
+        if rebuilds {
+            stage.lose_everything();
         }
         let mut moment = String::new();
         if *plan == "accidental-deletion" {
@@ -77,7 +84,8 @@ async fn drill() {
         let recovers = recovers || !moment.is_empty();
         let file = format!("plans/{plan}.yaml");
         let given: &[&str] = if moment.is_empty() { inputs } else { &["-i", &moment, "-i", "most=5000"] };
-        let output = stage.run(&[&["run", &file, "--env", "test", "--yes"], given].concat());
+        let output = stage
+            .run(&[&["run", &file, "--env", if rebuilds { "rebuilt" } else { "test" }, "--yes"], given].concat());
         assert!(output.status.success(), "{plan}: {}", said(&output));
         if recovers {
             assert_eq!(stage.fingerprints(DATABASE).await, whole, "{plan}: every row is back");

@@ -54,7 +54,7 @@ pub async fn demo(args: &Args, out: &Out) -> Result<Exit, Error> {
     ))?;
 
     let host = docker_host();
-    let engine = DockerSettings { host: host.clone(), tls: None };
+    let engine = DockerSettings { host: host.clone(), tls: None, sandbox: None };
     let mut without = None;
     if args.no_docker {
         without = Some("Docker is left out, as asked".to_owned());

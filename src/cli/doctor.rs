@@ -151,7 +151,7 @@ async fn tools() -> Vec<Finding> {
             tool.map(|tool| format!("{} in {}; for {for_}", tool.version, tool.path.display())),
         ));
     }
-    let docker = Target::Docker(DockerSettings { host: "unix:///var/run/docker.sock".to_owned(), tls: None });
+    let docker = Target::Docker(DockerSettings { host: crate::service::docker_host(), tls: None, sandbox: None });
     let services =
         Services::new(BTreeMap::from([("docker".to_owned(), docker.clone())]), crate::secret::Redactor::default());
     let mut engine = reach_one(&services, "docker", &docker).await;

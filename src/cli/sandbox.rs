@@ -10,9 +10,7 @@ use super::run_folder;
 use crate::environment::Environment;
 use crate::plan::load;
 use crate::report::text::Table;
-use crate::sandbox::{
-    CLIENT_VARIABLE, DATABASE_VARIABLE, SECRET_VARIABLE, Sandbox, Standing, State, auth, consumer, sink,
-};
+use crate::sandbox::{DATABASE_VARIABLE, SECRET_VARIABLE, Sandbox, Standing, State, auth, consumer, sink};
 use crate::secret::Secret;
 use crate::service::Target;
 use crate::units::Duration;
@@ -138,14 +136,11 @@ pub async fn sandbox(args: Args, state: Option<&str>, out: &Out) -> Result<Exit,
         Verb::Start(one) => one.which.sandbox(state)?.start(&one.target).await?,
         Verb::ServeAuth { listen, issuer } => {
             let told = |name| std::env::var(name).map_err(|_| Error::usage(format!("{name} is not set")));
-            let client = std::env::var(CLIENT_VARIABLE).ok();
-            let client = client.as_ref().and_then(|client| client.split_once(':'));
             let setup = auth::Setup {
                 listen,
                 issuer,
                 database: Secret::new(told(DATABASE_VARIABLE)?),
                 secret: Secret::new(told(SECRET_VARIABLE)?),
-                client: client.map(|(id, secret)| (id.to_owned(), Secret::new(secret.to_owned()))),
             };
             auth::serve(setup).await?;
         }

@@ -46,8 +46,6 @@ pub struct Setup {
     pub database: Secret,
     /// What its private keys are encrypted with.
     pub secret: Secret,
-    /// The name and the secret of the client that may ask for tokens.
-    pub client: Option<(String, Secret)>,
 }
 
 /// What a request has at hand.
@@ -56,7 +54,6 @@ struct Service {
     pool: Pool,
     issuer: Arc<str>,
     secret: Arc<Secret>,
-    client: Option<(String, String)>,
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -81,12 +78,8 @@ pub async fn serve(setup: Setup) -> Result<(), Failure> {
         }
     })
     .await;
-    let service = Service {
-        pool,
-        issuer: setup.issuer.trim_end_matches('/').into(),
-        secret: Arc::new(setup.secret),
-        client: setup.client.map(|(id, secret)| (id, secret.expose().to_owned())),
-    };
+    let service =
+        Service { pool, issuer: setup.issuer.trim_end_matches('/').into(), secret: Arc::new(setup.secret) };
     let router = Router::new()
         .route("/health/ready", get(ready))
         .route("/.well-known/openid-configuration", get(issuer::discovery))
@@ -210,7 +203,7 @@ mod tests {
         // Another test may have made it.
         let _ = admin.batch("create", "CREATE ROLE auth_service").await;
         admin.batch("create", &format!("CREATE DATABASE {database}")).await.unwrap();
-        seed::fill(&server, &database, 100, &Secret::new("test".to_owned())).await.unwrap();
+        seed::fill(&server, &database, 100, &Secret::new("test".to_owned()), None).await.unwrap();
 
         let mut own = reqwest::Url::parse(&url).unwrap();
         own.set_path(&database);
@@ -221,14 +214,13 @@ mod tests {
             issuer: format!("http://{listen}"),
             database: Secret::new(own.to_string()),
             secret: Secret::new("test".to_owned()),
-            client: None,
         };
         let service = tokio::spawn(serve(setup));
         until(&health, |status, said| status == 200 && said["ready"] == true && said["keys"] == 1).await;
 
         let session = server.connect(Some(&database)).await.unwrap();
         let whole = seed::fingerprints(&session).await.unwrap();
-        assert_eq!(whole.iter().map(|table| table.rows).collect::<Vec<_>>(), [2, 100, 300, 4, 10, 100]);
+        assert_eq!(whole.iter().map(|table| table.rows).collect::<Vec<_>>(), [2, 100, 300, 4, 0, 10, 100]);
         session.batch("damage", "DELETE FROM auth.jwks").await.unwrap();
         until(&health, |status, said| status == 503 && said["error"].to_string().contains("no signing key")).await;
         let damaged = seed::fingerprints(&session).await.unwrap();

@@ -7,15 +7,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bollard::Docker;
 use bollard::errors::Error;
 use bollard::models::{ContainerCreateBody, ContainerInspectResponse, HostConfig};
-use bollard::query_parameters::{
-    CreateContainerOptions, CreateImageOptions, LogsOptions, RemoveContainerOptions, RemoveImageOptions,
-};
-use bollard::{Docker, body_try_stream};
+use bollard::query_parameters::{CreateContainerOptions, LogsOptions, RemoveContainerOptions, RemoveImageOptions};
 use futures::TryStreamExt;
-use tokio_util::io::ReaderStream;
 
+use super::image::import;
 use crate::failure::Failure;
 use crate::secret::Secret;
 use crate::service::DockerSettings;
@@ -144,25 +142,12 @@ async fn make(docker: &Docker, wanted: &Wanted<'_>) -> Result<(), Failure> {
     let program =
         Program::of_this_process().map_err(|error| Failure::permanent(format!("read this program: {error}")))?;
     let archive = program.pack().map_err(|error| Failure::permanent(format!("pack this program: {error}")))?;
-    let body = body_try_stream(ReaderStream::new(tokio::fs::File::from_std(archive)));
     let image = image(wanted.name);
-    let (repo, tag) = image.split_once(':').unwrap_or((&image, "sandbox"));
-    let import = CreateImageOptions {
-        from_src: Some("-".to_owned()),
-        repo: Some(repo.to_owned()),
-        tag: Some(tag.to_owned()),
-        changes: vec![format!("LABEL {LABEL}=\"{}\"", wanted.folder.display())],
-        ..Default::default()
-    };
-    docker
-        .create_image(Some(import), Some(body), None)
-        .try_for_each(|_| async { Ok(()) })
-        .await
-        .map_err(|error| refused("make the image", &error))?;
+    let entrypoint = format!("ENTRYPOINT {}", serde_json::json!(program.entrypoint()));
+    import(docker, &image, archive, wanted.folder, &[entrypoint]).await?;
 
     let body = ContainerCreateBody {
         image: Some(image.clone()),
-        entrypoint: Some(program.entrypoint()),
         cmd: Some(wanted.args.clone()),
         env: Some(wanted.env.iter().map(|(name, value)| format!("{name}={}", value.expose())).collect()),
         labels: Some(HashMap::from([(LABEL.to_owned(), wanted.folder.display().to_string())])),
@@ -185,11 +170,11 @@ async fn make(docker: &Docker, wanted: &Wanted<'_>) -> Result<(), Failure> {
         .map_err(|error| refused("create the container", &error))
 }
 
-fn is_missing(error: &Error) -> bool {
+pub(super) fn is_missing(error: &Error) -> bool {
     matches!(error, Error::DockerResponseServerError { status_code: 404, .. })
 }
 
-fn refused(attempted: &str, error: &Error) -> Failure {
+pub(super) fn refused(attempted: &str, error: &Error) -> Failure {
     let said = match error {
         Error::DockerResponseServerError { message, .. } => message.trim().to_owned(),
         other => other.to_string(),

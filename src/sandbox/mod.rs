@@ -8,6 +8,7 @@ pub mod auth;
 pub mod consumer;
 pub mod container;
 mod daemons;
+pub mod image;
 pub mod process;
 pub mod seed;
 mod service;
@@ -28,7 +29,7 @@ use crate::secret::Redactor;
 use crate::service::{Target, sandbox as cluster};
 pub use daemons::{mail_server, name_server};
 use service::Throwaway;
-pub use service::{CLIENT_VARIABLE, DATABASE_VARIABLE, SECRET_VARIABLE, State, redis_server};
+pub use service::{DATABASE_VARIABLE, SECRET_VARIABLE, State, redis_server};
 
 /// How long a service's last requests may take when it is told to end.
 const LINGER: Duration = Duration::from_secs(3);

@@ -17,11 +17,12 @@ const ROLE: &str = "auth_service";
 /// The users that are made up if nobody says how many.
 const USERS: u32 = 10_000;
 /// The tables of the auth service.
-pub const TABLES: [&str; 6] = [
+pub const TABLES: [&str; 7] = [
     "auth.organizations",
     "auth.users",
     "auth.sessions",
     "auth.jwks",
+    "auth.oauth_applications",
     "auth.verification_tokens",
     "credits.balances",
 ];
@@ -31,7 +32,12 @@ pub const TABLES: [&str; 6] = [
 ///
 /// # Errors
 /// When its server isn't a throwaway one, or refuses.
-pub async fn ensure(sandbox: &Sandbox, settings: &AuthSandbox, secret: &Secret) -> Result<Secret, Failure> {
+pub async fn ensure(
+    sandbox: &Sandbox,
+    settings: &AuthSandbox,
+    secret: &Secret,
+    client: Option<&Client>,
+) -> Result<Secret, Failure> {
     let (target, database) = settings.database.split_once('/').ok_or_else(|| {
         Failure::permanent(format!("`{}` names no database", settings.database))
             .help("write it as `target/database`")
@@ -52,7 +58,7 @@ pub async fn ensure(sandbox: &Sandbox, settings: &AuthSandbox, secret: &Secret) 
         // Under another name until it is whole: a kill in between leaves nothing that looks ready.
         let unfinished = format!("{database}_unfinished");
         create(&session, &unfinished, &own).await?;
-        fill(&server, &unfinished, settings.users.unwrap_or(USERS), secret).await?;
+        fill(&server, &unfinished, settings.users.unwrap_or(USERS), secret, client).await?;
         let rename = format!("ALTER DATABASE {} RENAME TO {}", ident(&unfinished), ident(database));
         session.batch(format!("create {database}"), &rename).await?;
     }
@@ -95,16 +101,37 @@ async fn create(session: &Session, database: &str, own: &Url) -> Result<(), Fail
     Ok(())
 }
 
-pub(super) async fn fill(server: &Server, database: &str, users: u32, secret: &Secret) -> Result<(), Failure> {
+pub(super) async fn fill(
+    server: &Server,
+    database: &str,
+    users: u32,
+    secret: &Secret,
+    client: Option<&Client>,
+) -> Result<(), Failure> {
     let session = server.connect(Some(database)).await?;
     let key = keys::mint(secret).map_err(Failure::permanent)?;
     let seed = include_str!("seed.sql")
         .replace(":users", &users.max(100).to_string())
+        .replace(":client", &client.map_or_else(|| "(NULL, NULL::bytea)".to_owned(), Client::sql))
         .replace(":public_key", &literal(&key.public_key))
         .replace(":private_key", &literal(&key.private_key));
     session
         .batch(format!("fill {database}"), &format!("BEGIN; SET LOCAL statement_timeout = 0; {seed}; COMMIT"))
         .await
+}
+
+/// Whom the service gives tokens to.
+pub struct Client {
+    /// Its name.
+    pub id: String,
+    /// Its secret; the database has a hash.
+    pub secret: Secret,
+}
+
+impl Client {
+    fn sql(&self) -> String {
+        format!("({}, sha256({}::bytea))", literal(&self.id), literal(self.secret.expose()))
+    }
 }
 
 /// What is in a table, told by its every row.

@@ -51,6 +51,11 @@ CREATE TABLE auth.jwks (
     expires_at  timestamptz
 );
 
+CREATE TABLE auth.oauth_applications (
+    client_id   text PRIMARY KEY,
+    secret_hash bytea NOT NULL
+);
+
 CREATE TABLE auth.verification_tokens (
     identifier text NOT NULL,
     value      text NOT NULL,
@@ -115,6 +120,9 @@ FROM generate_series(1, 3) i;
 -- The one that signs.
 INSERT INTO auth.jwks
 VALUES (md5('key4')::uuid, :public_key, :private_key, 'EdDSA', timestamptz '2023-02-01 00:00:00+00' + interval '360 days');
+
+INSERT INTO auth.oauth_applications SELECT * FROM (VALUES :client) AS client (client_id, secret_hash)
+WHERE client_id IS NOT NULL;
 
 INSERT INTO auth.verification_tokens
 SELECT 'user' || i || '@example.com', md5('token' || i), timestamptz '2034-02-01 00:00:00+00' + i * interval '1 minute'

@@ -10,21 +10,20 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::daemons::Daemon;
-use super::{Sandbox, container, process, seed};
+use super::{Sandbox, container, image, process, seed};
 use crate::failure::Failure;
 use crate::secret::Secret;
 use crate::service::process::find_program;
 use crate::service::redis::RedisSettings;
 use crate::service::{
-    AuthSandbox, ConsumerSandbox, DockerSettings, HttpSettings, PostgresSandbox, Target, WebhookSettings,
+    AuthSandbox, ConsumerSandbox, DockerSettings, HttpSettings, ImagesSandbox, PostgresSandbox, Target,
+    WebhookSettings,
 };
 
 /// The variable that tells the auth service its database.
-pub const DATABASE_VARIABLE: &str = "LIFEBOAT_SANDBOX_DATABASE";
+pub const DATABASE_VARIABLE: &str = "DATABASE_URL";
 /// The variable that tells it what its private keys are encrypted with.
-pub const SECRET_VARIABLE: &str = "LIFEBOAT_SANDBOX_SECRET";
-/// The variable that tells it who may ask for tokens, as `name:secret`.
-pub const CLIENT_VARIABLE: &str = "LIFEBOAT_SANDBOX_CLIENT";
+pub const SECRET_VARIABLE: &str = "BETTER_AUTH_SECRET";
 /// Its value when the environment gives none.
 const MADE_UP_SECRET: &str = "a sandbox keeps nothing secret";
 /// How long a service may take to answer first.
@@ -44,6 +43,11 @@ enum Kind {
     /// Backups are kept in this folder, inside the sandbox's own.
     Folder(PathBuf),
     Cluster(PostgresSandbox),
+    /// Images of this machine's servers.
+    Images {
+        docker: DockerSettings,
+        settings: ImagesSandbox,
+    },
     Sink(SocketAddr),
     Redis(SocketAddr),
     Auth {
@@ -96,12 +100,13 @@ impl Sandbox {
         found.sort_by_key(|throwaway| match throwaway.kind {
             Kind::Folder(_) => 0,
             Kind::Cluster(_) => 1,
-            Kind::Sink(_) => 2,
-            Kind::Auth { .. } => 3,
-            Kind::Consumer { .. } => 4,
+            Kind::Images { .. } => 2,
+            Kind::Sink(_) => 3,
+            Kind::Auth { .. } => 4,
+            Kind::Consumer { .. } => 5,
             // Last: they may not be installed, and nobody needs them to come up.
-            Kind::Redis(_) => 5,
-            Kind::Daemon { .. } => 6,
+            Kind::Redis(_) => 6,
+            Kind::Daemon { .. } => 7,
         });
         // A folder of backups alone is no sandbox.
         let only_folders = found.iter().all(|throwaway| matches!(throwaway.kind, Kind::Folder(_)));
@@ -112,6 +117,10 @@ impl Sandbox {
 fn kind_of(target: &Target, folder: &Path) -> Result<Option<Kind>, Failure> {
     Ok(match target {
         Target::Postgres(settings) => settings.sandbox.clone().map(Kind::Cluster),
+        Target::Docker(settings) => {
+            let docker = settings.clone();
+            settings.sandbox.clone().map(|settings| Kind::Images { docker, settings })
+        }
         Target::Storage(settings) if settings.scheme == "fs" => settings
             .settings
             .get("root")
@@ -161,6 +170,7 @@ impl Throwaway {
         match &self.kind {
             Kind::Folder(_) => "a folder for backups",
             Kind::Cluster(_) => "a PostgreSQL cluster",
+            Kind::Images { .. } => "images of PostgreSQL and Redis",
             Kind::Sink(_) => "the other end of a web hook",
             Kind::Redis(_) => "a Redis server",
             Kind::Auth { settings: AuthSandbox { container: Some(_), .. }, .. } => {
@@ -191,6 +201,7 @@ impl Throwaway {
         match &self.kind {
             Kind::Folder(folder) => folder.display().to_string(),
             Kind::Cluster(_) => sandbox.cluster(&self.target).address().unwrap_or_default(),
+            Kind::Images { docker, .. } => docker.host.clone(),
             Kind::Sink(listen) => format!("http://{listen}"),
             Kind::Redis(listen) => format!("redis://{listen}"),
             Kind::Auth { health, .. } => health.clone(),
@@ -207,6 +218,10 @@ impl Throwaway {
             Kind::Cluster(_) => match sandbox.cluster(&self.target) {
                 cluster if cluster.is_up() => State::Up,
                 cluster if cluster.url().is_some() => State::Stopped,
+                _ => State::Down,
+            },
+            Kind::Images { docker, settings } => match image::made(docker, &settings.images).await {
+                Ok(found) if !found.is_empty() => State::Up,
                 _ => State::Down,
             },
             Kind::Sink(listen)
@@ -239,6 +254,13 @@ impl Throwaway {
         match &self.kind {
             Kind::Folder(folder) => super::create_folder(folder),
             Kind::Cluster(settings) => sandbox.cluster(&self.target).up(settings).await,
+            Kind::Images { docker, settings } => {
+                // As with a container: `down` must know of them even if the next moment is the last.
+                let file = self.container_file(sandbox.folder());
+                fs::write(&file, "images")
+                    .map_err(|error| Failure::permanent(format!("write {}: {error}", file.display())))?;
+                image::make(docker, &settings.images, sandbox.folder()).await
+            }
             Kind::Sink(listen) => {
                 let file = sandbox.folder().join(format!("{}.jsonl", self.target));
                 let args = ["sandbox", "serve-sink", "--listen", &listen.to_string(), "--file"];
@@ -277,11 +299,11 @@ impl Throwaway {
             }
             Kind::Auth { listen, settings, issuer, .. } => {
                 let secret = Secret::new(settings.secret.clone().unwrap_or_else(|| MADE_UP_SECRET.to_owned()));
-                let database = seed::ensure(sandbox, settings, &secret).await?;
+                let client = client_of(sandbox, issuer);
+                let database = seed::ensure(sandbox, settings, &secret, client.as_ref()).await?;
                 let args = ["sandbox", "serve-auth", "--listen", &listen.to_string(), "--issuer", issuer];
                 let args = args.map(str::to_owned).to_vec();
-                let mut env = vec![(DATABASE_VARIABLE, database), (SECRET_VARIABLE, secret)];
-                env.extend(client_of(sandbox, issuer).map(|client| (CLIENT_VARIABLE, client)));
+                let env = vec![(DATABASE_VARIABLE, database), (SECRET_VARIABLE, secret)];
                 match Self::container(sandbox, settings)? {
                     Some((docker, name)) => {
                         if container::runs(docker, name).await? != Some(true) {
@@ -318,7 +340,9 @@ impl Throwaway {
             Kind::Auth { .. } => Err(Failure::permanent(format!("{} is a container", self.target))
                 .help("stop it with `docker stop`, or a plan's `container.stop`")),
             Kind::Cluster(_) => sandbox.cluster(&self.target).stop().await,
-            Kind::Folder(_) => Err(Failure::permanent(format!("{} is a folder", self.target))),
+            Kind::Folder(_) | Kind::Images { .. } => {
+                Err(Failure::permanent(format!("{} is no service", self.target)))
+            }
         }
     }
 
@@ -332,6 +356,11 @@ impl Throwaway {
                 _ => Ok(()),
             },
             Kind::Cluster(_) => sandbox.cluster(&self.target).down().await,
+            // Without that file there were never any: an engine that is away isn't missed.
+            Kind::Images { docker, settings } if self.container_file(sandbox.folder()).exists() => {
+                image::remove(docker, &settings.images, sandbox.folder()).await
+            }
+            Kind::Images { .. } => Ok(()),
             Kind::Auth { settings, .. } if settings.container.is_some() => {
                 match Self::container(sandbox, settings)? {
                     // Without that file there was never one: an engine that is away isn't missed.
@@ -403,10 +432,10 @@ impl Throwaway {
 }
 
 /// Who may ask an issuer for tokens: the client of the `oidc` target with its URL.
-fn client_of(sandbox: &Sandbox, issuer: &str) -> Option<Secret> {
+fn client_of(sandbox: &Sandbox, issuer: &str) -> Option<seed::Client> {
     sandbox.targets.values().find_map(|target| match target {
         Target::Oidc(oidc) if oidc.issuer.trim_end_matches('/') == issuer => {
-            Some(Secret::new(format!("{}:{}", oidc.client_id.as_ref()?, oidc.client_secret.as_ref()?)))
+            Some(seed::Client { id: oidc.client_id.clone()?, secret: Secret::new(oidc.client_secret.clone()?) })
         }
         _ => None,
     })

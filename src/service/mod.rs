@@ -142,6 +142,9 @@ pub struct PostgresSandbox {
     /// The port on 127.0.0.1; by default a free one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// Its superuser's password, of letters, digits and `-`; by default made up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<String>,
     /// Whether it archives its WAL, into `archive` in the target's folder of the sandbox; base
     /// backups can then be taken of it.
     #[serde(skip_serializing_if = "is_false")]
@@ -172,6 +175,17 @@ pub struct DockerSettings {
     /// Certificates for a TLS-protected engine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<DockerTls>,
+    /// Lifeboat makes images there of the PostgreSQL and Redis servers that this machine has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<ImagesSandbox>,
+}
+
+/// Throwaway images, for engines that can pull none. They are used as the official ones are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImagesSandbox {
+    /// What their names begin with: `name-postgres` and `name-redis`. No other sandbox may have it.
+    pub images: String,
 }
 
 /// The local engine's socket.

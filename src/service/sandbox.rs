@@ -40,7 +40,7 @@ impl Cluster {
     /// Its superuser's URL, when the cluster was made.
     pub fn url(&self) -> Option<Secret> {
         let state = self.state().ok().flatten()?;
-        // The password is made of letters and digits: nothing in it needs escaping.
+        // Nothing in the password needs escaping.
         Some(Secret::new(format!(
             "postgres://postgres:{}@127.0.0.1:{}/postgres?sslmode=disable",
             state.password, state.port
@@ -178,7 +178,7 @@ impl Cluster {
             home,
             bin_dir: program.parent().unwrap_or(Path::new("/")).to_owned(),
             port: settings.port.map_or_else(free_port, Ok)?,
-            password: random_text(32),
+            password: password(settings)?,
             standby: settings.standby,
             user,
         };
@@ -338,6 +338,16 @@ pub fn free_port() -> Result<u16, Failure> {
     }
     let why = refused.map_or_else(String::new, |error| format!(": {error}"));
     Err(Failure::permanent(format!("find a free port on 127.0.0.1{why}")))
+}
+
+fn password(settings: &PostgresSandbox) -> Result<String, Failure> {
+    match &settings.password {
+        None => Ok(random_text(32)),
+        Some(own) if !own.is_empty() && own.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') => {
+            Ok(own.clone())
+        }
+        Some(_) => Err(Failure::permanent("a sandbox's password has letters, digits and `-` only")),
+    }
 }
 
 fn random_text(length: usize) -> String {

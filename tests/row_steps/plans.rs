@@ -12,6 +12,7 @@ use crate::support::{Databases, Harness, postgres, postgres_url, sql, value};
 fn seed() -> String {
     let seed = include_str!("../../src/sandbox/seed.sql")
         .replace(":users", "200")
+        .replace(":client", "('c', 's'::bytea)")
         .replace(":public_key", "'public-4'")
         .replace(":private_key", "'private-4'");
     seed.lines().filter(|line| !line.starts_with("GRANT")).collect::<Vec<_>>().join("\n")

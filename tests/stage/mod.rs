@@ -16,6 +16,9 @@ pub const DATABASE: &str = "manacore_auth";
 pub const RECOVERY: &str = "plans/database-corruption.yaml";
 pub const BACKUP: &str = "plans/daily-backup.yaml";
 
+/// What every server and the service of a stage have for a secret.
+pub const PASSWORD: &str = "for-the-stage-only";
+
 /// How the demo damages the data, in short.
 const DAMAGE: &str = "DELETE FROM auth.users WHERE id LIKE '%3'; DELETE FROM auth.jwks; \
      UPDATE credits.balances SET amount = -amount WHERE user_id LIKE '%7'";
@@ -41,9 +44,15 @@ pub fn docker(args: &[&str]) -> String {
 impl Stage {
     /// A sandbox that is up, its service a container.
     pub fn set(users: u32, settings: &Value) -> Self {
+        Self::with_images(users, settings, false)
+    }
+
+    /// As [`Stage::set`]; `images`: whether the engine gets images of PostgreSQL and Redis, for the
+    /// environment `rebuilt`.
+    pub fn with_images(users: u32, settings: &Value, images: bool) -> Self {
         let folder = tempfile::Builder::new().prefix("lifeboat-test-").tempdir().unwrap();
         let container = folder.path().file_name().unwrap().to_string_lossy().to_lowercase();
-        let [auth, sink, side, redis, consumer] = std::array::from_fn(|_| free_port().unwrap());
+        let [auth, sink, side, redis, consumer, new_db, new_redis] = std::array::from_fn(|_| free_port().unwrap());
         let stage = Self { health: format!("http://127.0.0.1:{auth}/health/ready"), folder, container };
         let environments = stage.path("plans/environments");
         std::fs::create_dir_all(&environments).unwrap();
@@ -57,6 +66,7 @@ impl Stage {
             let root = stage.path(".lifeboat/sandboxes/test").join(name);
             json!({ "storage": { "scheme": "fs", "root": root } })
         };
+        let images = images.then(|| json!({ "images": stage.container }));
         // JSON is YAML.
         let environment = json!({
             "lifeboat": 1,
@@ -69,16 +79,17 @@ impl Stage {
                 "min_free": "1MiB",
             },
             "targets": {
-                "db": { "postgres": { "sandbox": { "settings": settings, "archive": true }, "clients": [client] } },
+                "db": { "postgres": { "sandbox": { "settings": settings, "archive": true, "password": PASSWORD }, "clients": [client] } },
                 "side": { "postgres": { "beside": { "like": "db", "port": side } } },
                 "backups": folder("backups"),
                 "base_backups": folder("base_backups"),
                 "proofs": folder("proofs"),
                 "redis": { "redis": { "url": format!("redis://127.0.0.1:{redis}/0"), "sandbox": true } },
-                "docker": { "docker": { "host": docker_host() } },
+                "docker": { "docker": { "host": docker_host(), "sandbox": images } },
                 "auth": { "http": {
                     "base_url": format!("http://127.0.0.1:{auth}"),
-                    "sandbox": { "database": format!("db/{DATABASE}"), "container": client, "users": users },
+                    "sandbox": { "database": format!("db/{DATABASE}"), "container": client, "users": users,
+                        "secret": PASSWORD },
                 } },
                 "issuer": { "oidc": {
                     "issuer": format!("http://127.0.0.1:{auth}"), "client_id": "lifeboat", "client_secret": "lifeboat-secret",
@@ -90,8 +101,50 @@ impl Stage {
                 "oncall": { "webhook": { "url": format!("http://127.0.0.1:{sink}/oncall"), "sandbox": true } },
             },
         });
-        std::fs::write(environments.join("test.yaml"), serde_json::to_string_pretty(&environment).unwrap())
-            .unwrap();
+        let write = |name: &str, environment: &Value| {
+            std::fs::write(environments.join(name), serde_json::to_string_pretty(environment).unwrap()).unwrap();
+        };
+        write("test.yaml", &environment);
+        // The same service at its new place, in containers.
+        let mut rebuilt = environment;
+        rebuilt["environment"] = "rebuilt".into();
+        let issuer = format!("http://127.0.0.1:{auth}");
+        let listen = format!("127.0.0.1:{auth}");
+        rebuilt["vars"] = json!({
+            "service": stage.container,
+            "service_image": format!("{}:sandbox", stage.container),
+            "service_command": ["sandbox", "serve-auth", "--listen", listen, "--issuer", issuer],
+            "service_ports": [],
+            "database_container": format!("{}-db", stage.container),
+            "database_image": format!("{}-postgres", stage.container),
+            "database_command": ["postgres", "-c", "listen_addresses=127.0.0.1", "-c", format!("port={new_db}")],
+            "database_ports": [],
+            "database_volumes": [],
+            "redis_container": format!("{}-redis", stage.container),
+            "redis_image": format!("{}-redis", stage.container),
+            "redis_command": ["redis-server", "--bind", "127.0.0.1", "--port", new_redis.to_string(), "--dir", "/data"],
+            "redis_ports": [],
+            "redis_data": stage.path("new-redis"),
+            "network": "host",
+        });
+        rebuilt["inputs"] = json!({
+            "database_password": PASSWORD,
+            "service_database_url": format!("postgres://auth_service:{PASSWORD}@127.0.0.1:{new_db}/{DATABASE}"),
+            "auth_secret": PASSWORD,
+        });
+        let targets = &mut rebuilt["targets"];
+        let url = format!("postgres://postgres:{PASSWORD}@127.0.0.1:{new_db}/postgres");
+        targets["db"] = json!({ "postgres": { "url": url } });
+        targets["redis"] = json!({ "redis": { "url": format!("redis://127.0.0.1:{new_redis}/0") } });
+        for (target, settings, own) in [
+            ("auth", "http", "sandbox"),
+            ("consumer", "http", "consumer_sandbox"),
+            ("oncall", "webhook", "sandbox"),
+            ("docker", "docker", "sandbox"),
+        ] {
+            targets[target][settings].as_object_mut().unwrap().remove(own);
+        }
+        write("rebuilt.yaml", &rebuilt);
         stage.done(&["sandbox", "up", "--env", "test"]);
         stage
     }
@@ -102,13 +155,26 @@ impl Stage {
 
     /// A target of the environment, as it is written there.
     pub fn target(&self, name: &str) -> Value {
-        let environment: Value = serde_json::from_str(&read(&self.path("plans/environments/test.yaml"))).unwrap();
+        self.target_of("test", name)
+    }
+
+    pub fn target_of(&self, environment: &str, name: &str) -> Value {
+        let file = self.path(&format!("plans/environments/{environment}.yaml"));
+        let environment: Value = serde_json::from_str(&read(&file)).unwrap();
         environment["targets"][name].clone()
     }
 
     /// The auth service's URL.
     pub fn issuer(&self) -> String {
         self.health.trim_end_matches("/health/ready").to_owned()
+    }
+
+    /// Leaves the backups alone, and those who ask the service.
+    pub fn lose_everything(&self) {
+        docker(&["rm", "-f", &self.container]);
+        for target in ["db", "redis"] {
+            self.done(&["sandbox", "stop", target, "--env", "test"]);
+        }
     }
 
     /// Where a recovered cluster lies: its server's user can't go where the rest is.
@@ -144,11 +210,14 @@ impl Stage {
         let starts =
             || self.journals().iter().map(|journal| read(journal).matches(&started).count()).sum::<usize>();
         let before = starts();
-        let mut child: Child = self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let told = self.path("told");
+        let words = std::fs::File::create(&told).unwrap();
+        let mut command = self.command(args);
+        let mut child: Child = command.stdout(Stdio::null()).stderr(words).spawn().unwrap();
         let end = Instant::now() + Duration::from_mins(1);
         while starts() == before {
             assert!(Instant::now() < end, "`{step}` never started");
-            assert!(child.try_wait().unwrap().is_none(), "the run ended before `{step}` started");
+            assert!(child.try_wait().unwrap().is_none(), "the run ended before `{step}` started: {}", read(&told));
             std::thread::sleep(Duration::from_millis(1));
         }
         child.kill().unwrap();

@@ -8,7 +8,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Service, keys};
+use super::{Service, keys, said};
 
 /// How long a token is good, in seconds: Better Auth's 15 minutes.
 const TOKEN_SECONDS: i64 = 15 * 60;
@@ -53,15 +53,21 @@ pub async fn token(State(service): State<Service>, headers: HeaderMap, Form(gran
         return (StatusCode::BAD_REQUEST, Json(json!({ "error": "unsupported_grant_type" })));
     }
     let given = basic(&headers).or_else(|| Some((grant.client_id?, grant.client_secret?)));
-    let Some((client_id, _)) = given.filter(|given| service.client.as_ref() == Some(given)) else {
-        return (StatusCode::UNAUTHORIZED, Json(json!({ "error": "invalid_client" })));
+    let unknown = || (StatusCode::UNAUTHORIZED, Json(json!({ "error": "invalid_client" })));
+    let Some((id, secret)) = given else { return unknown() };
+    let database = match service.pool.client() {
+        Ok(database) => database,
+        Err(error) => return broken(&error),
     };
+    let known = "SELECT 1 FROM auth.oauth_applications WHERE client_id = $1 AND secret_hash = sha256($2)";
+    match database.query_opt(known, &[&id, &secret.as_bytes()]).await {
+        Ok(Some(_)) => {}
+        Ok(None) => return unknown(),
+        Err(error) => return broken(&said(&error)),
+    }
     let now = jiff::Timestamp::now().as_second();
-    let claims = json!({ "iss": service.issuer, "sub": client_id, "iat": now, "exp": now + TOKEN_SECONDS });
-    let token = match service.pool.client() {
-        Ok(client) => keys::sign(&client, &service.secret, &claims).await,
-        Err(error) => Err(error),
-    };
+    let claims = json!({ "iss": &*service.issuer, "sub": id, "iat": now, "exp": now + TOKEN_SECONDS });
+    let token = keys::sign(&database, &service.secret, &claims).await;
     token.map_or_else(
         |error| broken(&error),
         |token| {
