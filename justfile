@@ -8,7 +8,7 @@ _list:
 demo *ARGS:
     cargo run --quiet --release -- demo {{ARGS}}
 
-# Run all tests against real PostgreSQL, Docker, Redis and S3, started and stopped around them.
+# Run all tests against real PostgreSQL, Docker, Redis, S3, DNS and mail, started and stopped around them.
 test *ARGS:
     .ci/services run .ci/tests {{ARGS}}
 

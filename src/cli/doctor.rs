@@ -199,15 +199,19 @@ async fn reach_one(services: &Services, name: &str, target: &Target) -> Vec<Find
         Target::Http(settings) => one(http(services, name, &settings.base_url).await),
         // A hook is only reached by telling people something.
         Target::Webhook(_) => one(services.webhook(name).map(|_| "its settings hold; it is not tried".to_owned())),
-        Target::Redis(settings) if settings.sandbox => {
-            one(crate::sandbox::redis_server().map(|program| format!("a sandbox, by {}", program.display())))
-        }
+        Target::Redis(settings) if settings.sandbox => one(a_sandbox_by(crate::sandbox::redis_server())),
         Target::Redis(_) => one(redis(services, name).await),
+        Target::Dns(settings) if settings.sandbox => one(a_sandbox_by(crate::sandbox::name_server())),
+        Target::Smtp(settings) if settings.sandbox => one(a_sandbox_by(crate::sandbox::mail_server())),
         Target::Smtp(_) => one(mail(services, name).await),
         Target::Dns(_) => one(dns(services, name).await),
         Target::Ssh(_) => one(ssh(services, name).await),
         Target::Oidc(_) => one(oidc(services, name).await),
     }
+}
+
+fn a_sandbox_by(program: Result<std::path::PathBuf, Failure>) -> Result<String, Failure> {
+    program.map(|program| format!("a sandbox, by {}", program.display()))
 }
 
 async fn postgres(services: &Services, name: &str, settings: &PostgresSettings) -> Vec<Finding> {

@@ -7,6 +7,7 @@
 pub mod auth;
 pub mod consumer;
 pub mod container;
+mod daemons;
 pub mod image;
 pub mod process;
 pub mod seed;
@@ -26,6 +27,7 @@ use crate::environment::Environment;
 use crate::failure::Failure;
 use crate::secret::Redactor;
 use crate::service::{Target, sandbox as cluster};
+pub use daemons::{mail_server, name_server};
 use service::Throwaway;
 pub use service::{DATABASE_VARIABLE, SECRET_VARIABLE, State, redis_server};
 
@@ -76,7 +78,8 @@ impl Sandbox {
         &self.folder
     }
 
-    /// Starts what isn't up, each after what it reads; what is up stays as it is.
+    /// Starts what isn't up, each after what it reads; what is up stays as it is, and what isn't
+    /// installed is left out.
     ///
     /// # Errors
     /// The first service that doesn't come up. What came up before it stays: `down` removes it.
@@ -84,7 +87,9 @@ impl Sandbox {
         create_folder(&self.folder)?;
         let mut standing = vec![];
         for throwaway in self.throwaways()? {
-            if throwaway.state(self).await != State::Up {
+            if !throwaway.is_installed() {
+                say(&left_out(&throwaway));
+            } else if throwaway.state(self).await != State::Up {
                 self.start_one(&throwaway, say).await?;
             }
             standing.push(self.standing(&throwaway).await);
@@ -101,7 +106,7 @@ impl Sandbox {
         create_folder(&self.folder)?;
         for throwaway in self.throwaways()? {
             if !throwaway.is_installed() {
-                say(&format!("{} is left out: {} is not installed", throwaway.target, throwaway.what()));
+                say(&left_out(&throwaway));
                 continue;
             }
             let state = throwaway.state(self).await;
@@ -207,6 +212,10 @@ impl Sandbox {
             .find(|throwaway| throwaway.target == target)
             .ok_or_else(|| Failure::permanent(format!("the environment has no throwaway service `{target}`")))
     }
+}
+
+fn left_out(throwaway: &Throwaway) -> String {
+    format!("{} is left out: {} is not installed", throwaway.target, throwaway.what())
 }
 
 /// Below it lie a database and its password.

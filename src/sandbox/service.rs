@@ -9,6 +9,7 @@ use reqwest::Url;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::daemons::Daemon;
 use super::{Sandbox, container, image, process, seed};
 use crate::failure::Failure;
 use crate::secret::Secret;
@@ -59,6 +60,10 @@ enum Kind {
         listen: SocketAddr,
         settings: ConsumerSandbox,
     },
+    Daemon {
+        listen: SocketAddr,
+        daemon: Daemon,
+    },
 }
 
 /// Whether a service is up.
@@ -99,8 +104,9 @@ impl Sandbox {
             Kind::Sink(_) => 3,
             Kind::Auth { .. } => 4,
             Kind::Consumer { .. } => 5,
-            // Last: it may not be installed, and nobody needs it to come up.
+            // Last: they may not be installed, and nobody needs them to come up.
             Kind::Redis(_) => 6,
+            Kind::Daemon { .. } => 7,
         });
         // A folder of backups alone is no sandbox.
         let only_folders = found.iter().all(|throwaway| matches!(throwaway.kind, Kind::Folder(_)));
@@ -138,7 +144,7 @@ fn kind_of(target: &Target, folder: &Path) -> Result<Option<Kind>, Failure> {
         Target::Http(HttpSettings { consumer_sandbox: Some(settings), base_url, .. }) => {
             Some(Kind::Consumer { listen: loopback(base_url)?, settings: settings.clone() })
         }
-        _ => None,
+        other => Daemon::of(other)?.map(|(daemon, listen)| Kind::Daemon { listen, daemon }),
     })
 }
 
@@ -172,6 +178,7 @@ impl Throwaway {
             }
             Kind::Auth { .. } => "an auth service, as a process",
             Kind::Consumer { .. } => "a service that takes its tokens",
+            Kind::Daemon { daemon, .. } => daemon.what(),
         }
     }
 
@@ -182,7 +189,11 @@ impl Throwaway {
 
     /// Whether this machine has the program that it is.
     pub(super) fn is_installed(&self) -> bool {
-        !matches!(self.kind, Kind::Redis(_)) || redis_server().is_ok()
+        match &self.kind {
+            Kind::Redis(_) => redis_server().is_ok(),
+            Kind::Daemon { daemon, .. } => daemon.program().is_ok(),
+            _ => true,
+        }
     }
 
     /// Where it is reached, without secrets.
@@ -195,6 +206,7 @@ impl Throwaway {
             Kind::Redis(listen) => format!("redis://{listen}"),
             Kind::Auth { health, .. } => health.clone(),
             Kind::Consumer { listen, .. } => format!("http://{listen}/me"),
+            Kind::Daemon { listen, daemon } => daemon.address(*listen),
         }
     }
 
@@ -215,6 +227,7 @@ impl Throwaway {
             Kind::Sink(listen)
             | Kind::Redis(listen)
             | Kind::Consumer { listen, .. }
+            | Kind::Daemon { listen, .. }
             | Kind::Auth { listen, settings: AuthSandbox { container: None, .. }, .. } => {
                 let folder = sandbox.folder();
                 if process::running(folder, &self.target).is_some() && answers(*listen).await {
@@ -265,6 +278,18 @@ impl Throwaway {
                 let args = args.map(str::to_owned).to_vec();
                 self.background(sandbox, *listen, Some(redis_server()?), args, vec![]).await
             }
+            Kind::Daemon { listen, daemon } => {
+                let (program, args) = daemon.prepare(&sandbox.folder().join(&self.target), *listen)?;
+                self.background(sandbox, *listen, Some(program), args, vec![]).await?;
+                let end = Instant::now() + COMES_UP;
+                while !daemon.serves().await {
+                    if Instant::now() >= end {
+                        return Err(Failure::permanent(format!("it listens on {listen}, and does not serve")));
+                    }
+                    sleep(Duration::from_millis(50)).await;
+                }
+                Ok(())
+            }
             Kind::Consumer { listen, settings } => {
                 let (address, cache) = (listen.to_string(), settings.cache.to_string());
                 let args = ["sandbox", "serve-consumer", "--listen", &address, "--issuer", &settings.issuer];
@@ -308,6 +333,7 @@ impl Throwaway {
             Kind::Sink(_)
             | Kind::Redis(_)
             | Kind::Consumer { .. }
+            | Kind::Daemon { .. }
             | Kind::Auth { settings: AuthSandbox { container: None, .. }, .. } => {
                 process::stop(sandbox.folder(), &self.target, GRACE).await.map(|_| ())
             }
@@ -344,7 +370,7 @@ impl Throwaway {
                     _ => Ok(()),
                 }
             }
-            Kind::Sink(_) | Kind::Redis(_) | Kind::Consumer { .. } | Kind::Auth { .. } => {
+            Kind::Sink(_) | Kind::Redis(_) | Kind::Consumer { .. } | Kind::Daemon { .. } | Kind::Auth { .. } => {
                 process::stop(sandbox.folder(), &self.target, GRACE).await.map(|_| ())
             }
         }

@@ -297,7 +297,10 @@ impl Services {
             resolves: false,
         };
         let origin = record::name(&settings.zone).map_err(|message| in_target(Failure::permanent(message)))?;
-        let servers = settings.servers.iter().map(|server| Endpoint::parse(server)).collect::<Result<_, _>>();
+        // A sandbox's zone has one server, at a port that no NS record can name.
+        let alone = settings.sandbox.then_some(&settings.server);
+        let servers = settings.servers.iter().chain(alone).map(|server| Endpoint::parse(server));
+        let servers = servers.collect::<Result<_, _>>();
         Ok(Zone { primary, origin, servers: servers.map_err(in_target)?, target: target.to_owned() })
     }
 }
