@@ -14,7 +14,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 /// What the example environments take from outside.
-const OUTSIDE: [(&str, &str); 12] = [
+const OUTSIDE: [(&str, &str); 14] = [
     ("DATABASE_ADMIN_URL", "postgres://lifeboat:not-a-secret-1@127.0.0.1:1/postgres"),
     ("STAGING_DATABASE_ADMIN_URL", "postgres://lifeboat:not-a-secret-2@127.0.0.1:1/postgres"),
     ("S3_ENDPOINT", "http://127.0.0.1:1"),
@@ -26,6 +26,8 @@ const OUTSIDE: [(&str, &str); 12] = [
     ("STAGING_ONCALL_WEBHOOK", "http://127.0.0.1:1/not-a-secret-8"),
     ("OIDC_CLIENT_SECRET", "not-a-secret-9"),
     ("STAGING_OIDC_CLIENT_SECRET", "not-a-secret-0"),
+    ("TSIG_SECRET", "bm90LWEtc2VjcmV0"),
+    ("STAGING_TSIG_SECRET", "bm90LWEtc2VjcmV0"),
     ("NO_COLOR", "1"),
 ];
 
@@ -175,9 +177,6 @@ fn a_slip_in_the_recovery_is_found() {
     assert!(said(&checked).contains("mana-core-auth"), "{}", said(&checked));
 }
 
-/// Step types that no plan uses yet.
-const UNUSED: &[&str] = &["dns.check", "dns.update", "ssh.exec"];
-
 #[test]
 fn every_step_type_is_in_a_plan() {
     let plans: Vec<String> =
@@ -187,5 +186,5 @@ fn every_step_type_is_in_a_plan() {
         plans.iter().any(|plan| plan.lines().any(|line| line.trim_start().starts_with(&key)))
     };
     let unused: Vec<&str> = lifeboat::step::TYPES.iter().map(|info| info.name).filter(|name| !used(name)).collect();
-    assert_eq!(unused, UNUSED, "step types that no plan uses");
+    assert!(unused.is_empty(), "step types that no plan uses: {unused:?}");
 }

@@ -11,6 +11,7 @@ mod stage;
 
 use lifeboat::sandbox::seed::fingerprints;
 use lifeboat::secret::Redactor;
+use lifeboat::service::dns::{Kind, Server};
 use lifeboat::service::{Services, Target};
 use serde_json::{Value, json};
 use stage::{DATABASE, PASSWORD, Stage, read, said};
@@ -38,6 +39,7 @@ async fn everything_comes_back_from_backups() {
     stage.killed_at(&["resume", "--yes"], "restore");
     stage.killed_at(&["resume", "--yes"], "restore-redis");
     stage.killed_at(&["resume", "--yes"], "provision-service");
+    stage.killed_at(&["resume", "--yes"], "point");
     let output = stage.run(&["resume", "--yes"]);
     assert!(output.status.success(), "{}", said(&output));
 
@@ -59,6 +61,13 @@ async fn everything_comes_back_from_backups() {
     );
     let journal = read(&stage.journals().pop().unwrap());
     assert!(!journal.contains(PASSWORD), "no secret is in the journal");
+
+    let server = stage.target("dns")["dns"]["server"].as_str().unwrap().to_owned();
+    let led = Server::at(&server).unwrap().ask("auth.stage.test", Kind::A).await.unwrap().records();
+    assert_eq!(led.shown(), "127.0.0.2", "clients are led here");
+    let mails = std::fs::read_dir(stage.path(".lifeboat/sandboxes/test/mail/new")).unwrap();
+    let mails: Vec<String> = mails.map(|mail| read(&mail.unwrap().path())).collect();
+    assert!(mails.iter().any(|mail| mail.contains("rebuilt: succeeded")), "{mails:?}");
 
     // Once more: what is there is in the way, and nothing is touched.
     let again = stage.run(&REBUILD);

@@ -52,7 +52,8 @@ impl Stage {
     pub fn with_images(users: u32, settings: &Value, images: bool) -> Self {
         let folder = tempfile::Builder::new().prefix("lifeboat-test-").tempdir().unwrap();
         let container = folder.path().file_name().unwrap().to_string_lossy().to_lowercase();
-        let [auth, sink, side, redis, consumer, new_db, new_redis] = std::array::from_fn(|_| free_port().unwrap());
+        let [auth, sink, side, redis, consumer, new_db, new_redis, names, mail] =
+            std::array::from_fn(|_| free_port().unwrap());
         let stage = Self { health: format!("http://127.0.0.1:{auth}/health/ready"), folder, container };
         let environments = stage.path("plans/environments");
         std::fs::create_dir_all(&environments).unwrap();
@@ -98,6 +99,14 @@ impl Stage {
                     "base_url": format!("http://127.0.0.1:{consumer}"),
                     "consumer_sandbox": { "issuer": format!("http://127.0.0.1:{auth}") },
                 } },
+                "dns": { "dns": {
+                    "server": format!("127.0.0.1:{names}"), "zone": "stage.test", "sandbox": true,
+                    "tsig": { "name": "lifeboat", "secret": "Zm9yIHRoZSBzdGFnZSwgbm8gc2VjcmV0IGF0IGFsbCE=" },
+                } },
+                "mail": { "smtp": {
+                    "url": format!("smtp://127.0.0.1:{mail}"), "from": "lifeboat@stage.test", "sandbox": true,
+                } },
+                "balancer": { "ssh": { "host": "127.0.0.1:1" } },
                 "oncall": { "webhook": { "url": format!("http://127.0.0.1:{sink}/oncall"), "sandbox": true } },
             },
         });
@@ -127,6 +136,9 @@ impl Stage {
             "redis_ports": [],
             "redis_data": stage.path("new-redis"),
             "network": "host",
+            "dns_name": "auth.stage.test",
+            "address": "127.0.0.2",
+            "resolver": format!("127.0.0.1:{names}"),
         });
         rebuilt["inputs"] = json!({
             "database_password": PASSWORD,
@@ -142,9 +154,12 @@ impl Stage {
             ("consumer", "http", "consumer_sandbox"),
             ("oncall", "webhook", "sandbox"),
             ("docker", "docker", "sandbox"),
+            ("dns", "dns", "sandbox"),
+            ("mail", "smtp", "sandbox"),
         ] {
             targets[target][settings].as_object_mut().unwrap().remove(own);
         }
+        targets["dns"]["dns"]["servers"] = json!([format!("127.0.0.1:{names}")]);
         write("rebuilt.yaml", &rebuilt);
         stage.done(&["sandbox", "up", "--env", "test"]);
         stage
