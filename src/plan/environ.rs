@@ -136,7 +136,7 @@ fn unsound_targets(document: &EnvironmentDocument, redactor: &Redactor, found: &
     for (name, target) in &document.targets {
         let Some(Unsound { setting, failure }) = target.unsound() else { continue };
         // A value that is missing outside is told already.
-        if serde_json::to_string(target).is_ok_and(|settings| settings.contains('‹')) {
+        if found.problems.iter().any(|problem| problem.target.as_ref() == Some(name)) {
             continue;
         }
         let pointer = format!("/targets/{}/{}/{setting}", escape(name), target.kind());
