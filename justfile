@@ -14,7 +14,7 @@ test *ARGS:
 
 # Run every plan on throwaway services and print one table: plan, steps, times, objectives.
 drill:
-    .ci/services run cargo nextest run --no-capture --test drill drill::drill
+    .ci/services run cargo nextest run --no-capture --test drill -E 'test(=drill)'
 
 # Check formatting, lints, licences and sources of dependencies.
 lint:

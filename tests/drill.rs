@@ -23,6 +23,7 @@ const DRILL: &[(&str, &[&str])] = &[
     ("weekly-operations", &["-i", "review=false"]),
     ("daily-backup", &[]),
     ("alerts", &["-i", "samples=3"]),
+    ("offsite-copy", &[]),
     ("warm-standby", &[]),
     ("redis-backup", &[]),
     ("jwks-backup", &[]),
@@ -43,7 +44,7 @@ const DRILL: &[(&str, &[&str])] = &[
     ("daily-backup", &[]),
     // The last: what it rebuilds is gone.
     ("complete-service-failure", &[]),
-    ("remove-rebuilt", &["-i", "abandoned=true"]),
+    ("remove-rebuilt", &[]),
 ];
 
 /// What runs where the service is rebuilt.
@@ -88,6 +89,8 @@ async fn drill() {
         let recovers = recovers || !moment.is_empty();
         let file = format!("plans/{plan}.yaml");
         let given: &[&str] = if moment.is_empty() { inputs } else { &["-i", &moment, "-i", "most=5000"] };
+        let rebuild = if *plan == "remove-rebuilt" { format!("run={}", stage.latest()) } else { String::new() };
+        let given = if rebuild.is_empty() { given } else { &["-i", &rebuild] };
         let output = stage.run(&[&["run", &file, "--env", env, "--yes"], given].concat());
         assert!(output.status.success(), "{plan}: {}", said(&output));
         if recovers {
@@ -102,6 +105,44 @@ async fn drill() {
         println!("{row}");
     }
     println!();
+}
+
+/// Plans that no test of their own kills, in an order in which each finds what it looks for.
+const KILLED: &[(&str, &[&str])] = &[
+    ("daily-backup", &[]),
+    ("pre-migration-backup", &["-i", "change=killed"]),
+    ("offsite-copy", &[]),
+    ("redis-backup", &[]),
+    ("jwks-backup", &[]),
+    ("base-backup", &[]),
+    ("verify-integrity", &[]),
+    ("daily-operations", &["-i", "review=false"]),
+    ("alerts", &["-i", "samples=3", "--no-preflight"]),
+    ("renew-keys", &[]),
+    ("jwks-restore", &[]),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drill_killed_in_the_longest_step() {
+    let stage = Stage::set(2_000, &json!({}));
+    stage.back_up();
+    stage.done(&["run", "plans/weekly-operations.yaml", "--env", "test", "--yes", "-i", "review=false"]);
+    for (plan, inputs) in KILLED {
+        let file = format!("plans/{plan}.yaml");
+        let run = [&["run", &file, "--env", "test", "--yes"], *inputs].concat();
+        let fresh = stage.run(&run);
+        assert!(fresh.status.success(), "{plan}: {}", said(&fresh));
+        let report: Value = serde_json::from_str(&stage.done(&["report", "--format", "json"])).unwrap();
+        let longest =
+            report["steps"].as_array().unwrap().iter().max_by(|a, b| {
+                a["seconds"].as_f64().unwrap_or(0.0).total_cmp(&b["seconds"].as_f64().unwrap_or(0.0))
+            });
+        let longest = longest.unwrap()["id"].as_str().unwrap();
+        stage.killed_at(&run, longest);
+        let resumed = stage.run(&["resume", "--yes"]);
+        assert!(resumed.status.success(), "{plan}, killed in {longest}: {}", said(&resumed));
+        stage.done(&["audit"]);
+    }
 }
 
 fn row(plan: &str, report: &Value) -> String {

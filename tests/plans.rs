@@ -60,7 +60,7 @@ fn inputs(plan: &Path) -> &'static [&'static str] {
     match name(plan) {
         "pre-migration-backup" => &["-i", "change=add-passkeys"],
         "accidental-deletion" => &["-i", "moment=2024-02-01T09:59:00Z"],
-        "remove-rebuilt" => &["-i", "abandoned=true"],
+        "remove-rebuilt" => &["-i", "run=20260101-000000-none"],
         "monthly-operations" => &["-i", "throwaway=true"],
         "complete-service-failure" => &[
             "-i",

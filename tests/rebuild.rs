@@ -16,7 +16,8 @@ use lifeboat::service::{Services, Target};
 use serde_json::{Value, json};
 use stage::{DATABASE, PASSWORD, Stage, read, said};
 
-const REBUILD: [&str; 5] = ["run", "plans/complete-service-failure.yaml", "--env", "rebuilt", "--yes"];
+const REBUILD: [&str; 7] =
+    ["run", "plans/complete-service-failure.yaml", "--env", "rebuilt", "--yes", "-i", "balancer=true"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_comes_back_from_backups() {
@@ -65,6 +66,7 @@ async fn everything_comes_back_from_backups() {
     let server = stage.target("dns")["dns"]["server"].as_str().unwrap().to_owned();
     let led = Server::at(&server).unwrap().ask("auth.stage.test", Kind::A).await.unwrap().records();
     assert_eq!(led.shown(), "127.0.0.2", "clients are led here");
+    assert!(stage.path("balanced").exists(), "the load balancer was told");
     let mails = std::fs::read_dir(stage.path(".lifeboat/sandboxes/test/mail/new")).unwrap();
     let mails: Vec<String> = mails.map(|mail| read(&mail.unwrap().path())).collect();
     assert!(mails.iter().any(|mail| mail.contains("rebuilt: succeeded")), "{mails:?}");

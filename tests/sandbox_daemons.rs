@@ -1,4 +1,4 @@
-//! A sandbox's name server and mail server: real ones, that a plan uses and `down` removes.
+//! A sandbox's name, mail, SSH and S3 servers: real ones, that a plan uses and `down` removes.
 
 #![allow(
     clippy::unwrap_used,
@@ -19,13 +19,19 @@ const PLAN: &str = "lifeboat: 1\nplan: move\ntargets: { dns: dns, mail: smtp }\n
     \x20 tell:\n    notify:\n      target: mail\n      to: [ sven@example.com ]\n\
     \x20     message: \"it was {{ steps.move.previous }}\"\n";
 
+const COPY: &str = "lifeboat: 1\nplan: copy\ntargets: { here: storage, there: storage, host: ssh }\nsteps:\n\
+    \x20 copy:\n    storage.copy:\n      from: { storage: here, path: keys.csv }\n\
+    \x20     to: { storage: there, path: keys.csv }\n\
+    \x20 look:\n    storage.verify: { target: there, path: keys.csv }\n\
+    \x20 ask:\n    ssh.exec: { target: host, argv: [ test, -d, / ], effects: [] }\n";
+
 /// The folder of a project with a sandbox, taken down also when the test fails.
 struct Project(tempfile::TempDir);
 
 impl Project {
     fn new() -> Self {
         let project = Self(tempfile::tempdir().unwrap());
-        let [dns, mail] = std::array::from_fn(|_| free_port().unwrap());
+        let [dns, mail, objects, ssh] = std::array::from_fn(|_| free_port().unwrap());
         let tsig = json!({ "name": "lifeboat", "secret": "Zm9yIHRoZSBzYW5kYm94LCBubyBzZWNyZXQgYXQgYWxs" });
         // JSON is YAML.
         let environment = json!({ "lifeboat": 1, "environment": "it", "targets": {
@@ -35,10 +41,19 @@ impl Project {
             "mail": { "smtp": {
                 "url": format!("smtp://127.0.0.1:{mail}"), "from": "lifeboat@sandbox.test", "sandbox": true,
             } },
+            "here": { "storage": { "scheme": "fs", "root": project.path("here") } },
+            "there": { "storage": {
+                "scheme": "s3", "bucket": "offsite", "endpoint": format!("http://127.0.0.1:{objects}"),
+                "access_key_id": "any", "secret_access_key": "any", "sandbox": true,
+            } },
+            "host": { "ssh": { "host": format!("127.0.0.1:{ssh}"), "sandbox": true } },
         } });
         std::fs::create_dir_all(project.path("plans/environments")).unwrap();
         std::fs::write(project.path("plans/environments/it.yaml"), environment.to_string()).unwrap();
         std::fs::write(project.path("plans/move.yaml"), PLAN).unwrap();
+        std::fs::write(project.path("plans/copy.yaml"), COPY).unwrap();
+        std::fs::create_dir(project.path("here")).unwrap();
+        std::fs::write(project.path("here/keys.csv"), "id\n1\n").unwrap();
         project
     }
 
@@ -50,6 +65,9 @@ impl Project {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
         command.args(args).args(["--env", "it"]).current_dir(self.0.path()).env("NO_COLOR", "1");
         command.env_remove("LIFEBOAT_STATE");
+        // moto is where `.ci/just` installed it.
+        let path = std::env::var("PATH").unwrap();
+        command.env("PATH", format!("{}/target/venv/bin:{path}", env!("CARGO_MANIFEST_DIR")));
         command
     }
 
@@ -101,6 +119,20 @@ fn a_plan_points_a_name_elsewhere_and_tells_people() {
     let dry = project.good(&["run", "plans/move.yaml", "--dry-run"]);
     assert!(dry.contains("127.0.0.2 already"), "{dry}");
 
+    project.good(&["sandbox", "down"]);
+    assert!(!project.path(".lifeboat/sandboxes").exists());
+}
+
+#[test]
+fn a_plan_copies_to_a_bucket_and_asks_a_host() {
+    let project = Project::new();
+    let up = project.good(&["sandbox", "up"]);
+    assert!(up.contains("an S3 server") && up.contains("an SSH server"), "{up}");
+    let doctor = project.good(&["doctor"]);
+    assert!(doctor.contains("moto_server") && doctor.contains("sshd"), "{doctor}");
+    project.good(&["run", "plans/copy.yaml"]);
+    // It is there, and the same.
+    project.good(&["run", "plans/copy.yaml"]);
     project.good(&["sandbox", "down"]);
     assert!(!project.path(".lifeboat/sandboxes").exists());
 }

@@ -150,8 +150,7 @@ async fn compromised_keys_are_refused_by_everybody() {
     let output = stage.run(&ROTATION);
     assert_eq!(output.status.code(), Some(4), "{}", said(&output));
     assert_eq!(ids(&stage).await, before);
-    let latest = stage.journals().pop().unwrap();
-    let run = latest.parent().unwrap().file_name().unwrap().to_string_lossy().into_owned();
+    let (latest, run) = (stage.journals().pop().unwrap(), stage.latest());
     stage.done(&["approve", &run, "approve", "--by", "maria"]);
     stage.killed_at(&["resume", "--yes"], "renew/revoke");
     stage.done(&["resume", "--yes"]);
@@ -159,8 +158,8 @@ async fn compromised_keys_are_refused_by_everybody() {
     let after = ids(&stage).await;
     assert_eq!(after.len(), 1);
     assert!(!before.contains(&after[0]));
-    let proofs = stage.path(".lifeboat/sandboxes/test/proofs/tokens");
-    let token = read(&proofs.join(format!("{run}.jwt")));
+    let kept = stage.path(".lifeboat/sandboxes/test/backups/tokens");
+    let token = read(&kept.join(format!("{run}.jwt")));
     assert_eq!(shown(&stage, &token).await, 401);
     for file in [latest, stage.path(".lifeboat/sandboxes/test/oncall.jsonl")] {
         assert!(!read(&file).contains(&token), "{}", file.display());

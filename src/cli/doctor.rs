@@ -191,6 +191,9 @@ async fn reach_one(services: &Services, name: &str, target: &Target) -> Vec<Find
     match target {
         Target::Postgres(settings) => postgres(services, name, settings).await,
         Target::Docker(_) => one(docker(services, name).await),
+        Target::Storage(settings) if settings.sandbox().is_some() => {
+            one(a_sandbox_by(crate::sandbox::object_server()))
+        }
         Target::Storage(_) => one(storage(services, name).await),
         // Like a sandboxed cluster: it is there once `lifeboat sandbox up` has made it.
         Target::Http(settings) if settings.sandbox.is_some() || settings.consumer_sandbox.is_some() => {
@@ -205,6 +208,7 @@ async fn reach_one(services: &Services, name: &str, target: &Target) -> Vec<Find
         Target::Smtp(settings) if settings.sandbox => one(a_sandbox_by(crate::sandbox::mail_server())),
         Target::Smtp(_) => one(mail(services, name).await),
         Target::Dns(_) => one(dns(services, name).await),
+        Target::Ssh(settings) if settings.sandbox => one(a_sandbox_by(crate::sandbox::ssh_server())),
         Target::Ssh(_) => one(ssh(services, name).await),
         Target::Oidc(_) => one(oidc(services, name).await),
     }

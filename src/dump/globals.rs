@@ -25,8 +25,8 @@ enum Subject {
     Create(String),
     /// Says something of a role.
     Role(String),
-    /// Grants to roles.
-    Grant(Vec<String>),
+    /// Grants something, a role by name or a privilege, to a role.
+    Grant(Option<String>, String),
     Tablespace(String),
     /// The session's own settings.
     Setting,
@@ -80,7 +80,7 @@ impl Globals {
         let wanted = |role: &String| roles.contains(&role.as_str());
         let chosen = self.statements.iter().filter(|statement| match &statement.subject {
             Subject::Create(role) | Subject::Role(role) => wanted(role),
-            Subject::Grant(roles) => roles.iter().any(wanted),
+            Subject::Grant(role, to) => wanted(to) || role.as_ref().is_some_and(wanted),
             Subject::Tablespace(_) | Subject::Setting | Subject::Other => false,
         });
         chosen.map(|statement| statement.text.as_str()).collect()
@@ -115,8 +115,13 @@ fn subject(tokens: &[Token]) -> Subject {
         (Some("alter"), Some("role")) => name(2).map_or(Subject::Other, Subject::Role),
         (Some("comment"), Some("on")) if word(2, "role") => name(3).map_or(Subject::Other, Subject::Role),
         (Some("create"), Some("tablespace")) => name(2).map_or(Subject::Other, Subject::Tablespace),
-        // All names in it: those of roles are among them.
-        (Some("grant"), _) => Subject::Grant(tokens.iter().filter_map(Token::name).map(str::to_owned).collect()),
+        // `GRANT role TO role …`, or `GRANT … ON PARAMETER … TO role`.
+        (Some("grant"), _) => {
+            let to = tokens.iter().position(|token| token.is("to"));
+            let grantee = to.and_then(|to| name(to + 1));
+            let role = (to == Some(2)).then(|| name(1)).flatten();
+            grantee.map_or(Subject::Other, |grantee| Subject::Grant(role, grantee))
+        }
         (Some("set"), _) => Subject::Setting,
         _ => Subject::Other,
     }
@@ -142,6 +147,7 @@ COMMENT ON ROLE "odd; name" IS 'two
 ALTER ROLE admin; lines';
 ALTER ROLE "odd; name" SET search_path TO 'x';
 GRANT "odd; name" TO app WITH ADMIN OPTION GRANTED BY admin;
+GRANT app TO other WITH ADMIN OPTION GRANTED BY admin;
 
 \unrestrict abc
 
@@ -158,6 +164,7 @@ GRANT "odd; name" TO app WITH ADMIN OPTION GRANTED BY admin;
         assert_eq!(made.len(), 5, "{made:?}");
         assert!(made[2].contains("two\nALTER ROLE admin; lines"), "{made:?}");
         assert!(!made.iter().any(|text| text.contains("SCRAM")), "nothing of a role that is there already");
+        assert_eq!(globals.of(&["admin"]).len(), 2, "who granted something to others isn't who got it");
         assert!(globals.of(&[]).is_empty());
         assert!(!format!("{globals:?}").contains("SCRAM"));
     }

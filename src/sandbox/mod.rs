@@ -27,7 +27,7 @@ use crate::environment::Environment;
 use crate::failure::Failure;
 use crate::secret::Redactor;
 use crate::service::{Target, sandbox as cluster};
-pub use daemons::{mail_server, name_server};
+pub use daemons::{mail_server, name_server, object_server, ssh_server};
 use service::Throwaway;
 pub use service::{DATABASE_VARIABLE, SECRET_VARIABLE, State, redis_server};
 
@@ -183,6 +183,13 @@ impl Sandbox {
             {
                 self.redactor.add(url.expose());
                 settings.url = Some(url.expose().to_owned());
+            }
+            if let Target::Ssh(settings) = target
+                && settings.sandbox
+            {
+                let [key, known] = daemons::ssh_files(&self.folder.join(name));
+                settings.key_file.get_or_insert(key);
+                settings.known_hosts.get_or_insert(known);
             }
         }
         targets

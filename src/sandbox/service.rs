@@ -149,7 +149,7 @@ fn kind_of(target: &Target, folder: &Path) -> Result<Option<Kind>, Failure> {
 }
 
 /// The address of a URL that a throwaway service may listen on: this machine's own.
-fn loopback(url: &str) -> Result<SocketAddr, Failure> {
+pub(super) fn loopback(url: &str) -> Result<SocketAddr, Failure> {
     let wrong = || {
         Failure::permanent(format!("a sandbox can't listen at `{url}`"))
             .help("write an address of this machine with a port, as `http://127.0.0.1:28301`")
@@ -282,7 +282,7 @@ impl Throwaway {
                 let (program, args) = daemon.prepare(&sandbox.folder().join(&self.target), *listen)?;
                 self.background(sandbox, *listen, Some(program), args, vec![]).await?;
                 let end = Instant::now() + COMES_UP;
-                while !daemon.serves().await {
+                while !daemon.serves(*listen).await {
                     if Instant::now() >= end {
                         return Err(Failure::permanent(format!("it listens on {listen}, and does not serve")));
                     }

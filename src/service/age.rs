@@ -125,13 +125,18 @@ async fn pump(
         loop {
             let mut piece = vec![0; PIECE];
             let read = stdout.read(&mut piece).await?;
-            piece.truncate(read);
-            if read == 0 || to.send(Ok(piece.into())).await.is_err() {
+            if read == 0 {
                 return Ok(());
             }
+            piece.truncate(read);
+            // Nobody reads any more: all of it ends, and the process with it.
+            to.send(Ok(piece.into())).await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
         }
     };
-    tokio::try_join!(feed, drain)?;
+    tokio::select! {
+        passed = futures::future::try_join(feed, drain) => passed.map(|_| ())?,
+        () = cancel.cancelled() => return Err(io::Error::other(Failure::transient("decrypting was cancelled"))),
+    }
     let ended = async { ended_well(&process.wait(cancel).await?, redactor) };
     ended.await.map_err(io::Error::other)
 }

@@ -140,7 +140,8 @@ impl Issuer {
         let ask = Ask { method: "POST", url: &url, headers: &headers, body: Body::Form(&fields) };
         let answer = self.http.ask(&ask).await.map_err(|unanswered| unanswered.failure)?;
         let refused = |failure: Failure| failure.context(format!("ask {} for a token", shown(&url)));
-        if answer.status != 200 {
+        // What may hold a token is never quoted.
+        if !(200..=299).contains(&answer.status) {
             return Err(refused(self.unexpected(&answer)));
         }
         let said: Value = serde_json::from_str(&answer.body)

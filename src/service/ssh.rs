@@ -68,6 +68,9 @@ pub struct SshSettings {
     /// The file of known hosts; by default `~/.ssh/known_hosts` and the system's. An unknown host is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub known_hosts: Option<String>,
+    /// Lifeboat itself starts a throwaway SSH server at `host`, on loopback, for this machine's user, and makes the keys.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sandbox: bool,
 }
 
 /// A target of kind `ssh`. Nothing is connected until something is run.

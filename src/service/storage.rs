@@ -52,6 +52,7 @@ const S3_SETTINGS: &[&str] = &[
     "disable_list_objects_v2",
     "enable_request_payer",
     "default_acl",
+    "sandbox",
 ];
 
 /// S3's codes for what no repetition mends.
@@ -109,7 +110,18 @@ impl Services {
     }
 }
 
+/// The setting that makes an S3 server a throwaway one.
+const SANDBOX: &str = "sandbox";
+
 impl StorageSettings {
+    /// The bucket and the address of a throwaway S3 server, if it is one.
+    pub fn sandbox(&self) -> Option<(&str, &str)> {
+        let is_one = self.scheme == "s3" && self.settings.get(SANDBOX).is_some_and(|set| set == "true");
+        is_one
+            .then(|| (self.settings.get("bucket"), self.settings.get("endpoint")))
+            .and_then(|(bucket, endpoint)| Some((bucket?.as_str(), endpoint.map_or("", String::as_str))))
+    }
+
     /// What can be found wrong in the settings without contact: the setting's name and what is wrong.
     pub fn problems(&self) -> Vec<(String, String)> {
         let (known, required) = match self.scheme.as_str() {
@@ -146,6 +158,7 @@ impl Storage {
             return Err(Failure::permanent(format!("the storage `{target}`: {problem}")));
         }
         let mut options = settings.settings.clone();
+        options.remove(SANDBOX);
         let folder = if settings.scheme == "fs" {
             let root = std::path::absolute(&options["root"])
                 .map_err(|error| Failure::permanent(format!("the storage `{target}`: its root: {error}")))?;

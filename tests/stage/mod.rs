@@ -52,7 +52,7 @@ impl Stage {
     pub fn with_images(users: u32, settings: &Value, images: bool) -> Self {
         let folder = tempfile::Builder::new().prefix("lifeboat-test-").tempdir().unwrap();
         let container = folder.path().file_name().unwrap().to_string_lossy().to_lowercase();
-        let [auth, sink, side, redis, consumer, new_db, new_redis, names, mail] =
+        let [auth, sink, side, redis, consumer, new_db, new_redis, names, mail, ssh] =
             std::array::from_fn(|_| free_port().unwrap());
         let stage = Self { health: format!("http://127.0.0.1:{auth}/health/ready"), folder, container };
         let environments = stage.path("plans/environments");
@@ -85,6 +85,7 @@ impl Stage {
                 "backups": folder("backups"),
                 "base_backups": folder("base_backups"),
                 "proofs": folder("proofs"),
+                "offsite": folder("offsite"),
                 "redis": { "redis": { "url": format!("redis://127.0.0.1:{redis}/0"), "sandbox": true } },
                 "docker": { "docker": { "host": docker_host(), "sandbox": images } },
                 "auth": { "http": {
@@ -106,7 +107,7 @@ impl Stage {
                 "mail": { "smtp": {
                     "url": format!("smtp://127.0.0.1:{mail}"), "from": "lifeboat@stage.test", "sandbox": true,
                 } },
-                "balancer": { "ssh": { "host": "127.0.0.1:1" } },
+                "balancer": { "ssh": { "host": format!("127.0.0.1:{ssh}"), "sandbox": true } },
                 "oncall": { "webhook": { "url": format!("http://127.0.0.1:{sink}/oncall"), "sandbox": true } },
             },
         });
@@ -138,6 +139,7 @@ impl Stage {
             "network": "host",
             "dns_name": "auth.stage.test",
             "address": "127.0.0.2",
+            "balancer_command": ["touch", stage.path("balanced")],
             "resolver": format!("127.0.0.1:{names}"),
         });
         rebuilt["inputs"] = json!({
@@ -159,6 +161,10 @@ impl Stage {
         ] {
             targets[target][settings].as_object_mut().unwrap().remove(own);
         }
+        let keys = stage.path(".lifeboat/sandboxes/test/balancer");
+        targets["balancer"] = json!({ "ssh": {
+            "host": format!("127.0.0.1:{ssh}"), "key_file": keys.join("user"), "known_hosts": keys.join("known_hosts"),
+        } });
         targets["dns"]["dns"]["servers"] = json!([format!("127.0.0.1:{names}")]);
         write("rebuilt.yaml", &rebuilt);
         stage.done(&["sandbox", "up", "--env", "test"]);
@@ -250,6 +256,12 @@ impl Stage {
             .collect();
         runs.sort();
         runs
+    }
+
+    /// The latest run's id.
+    pub fn latest(&self) -> String {
+        let journal = self.journals().pop().unwrap();
+        journal.parent().unwrap().file_name().unwrap().to_string_lossy().into_owned()
     }
 
     /// The events of the latest run.

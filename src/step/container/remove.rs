@@ -28,6 +28,9 @@ pub struct Remove {
     /// Whether one that runs is killed and removed; otherwise it is refused. `container.stop` before lets it end by itself.
     #[serde(default)]
     pub force: bool,
+    /// Only if `container.run` made it in that run; any other is refused, whoever made it.
+    #[serde(default)]
+    pub made_by_run: Option<String>,
     /// Whether its unnamed volumes go too. Named ones never do.
     #[serde(default)]
     pub volumes: bool,
@@ -77,7 +80,9 @@ impl Step for Remove {
                 let kill = if container.running { "kill and remove" } else { "remove" };
                 let summary = format!("{kill} {name} ({image}, {status})");
                 let preview = Preview::new(Action::Destroy, Certainty::Observed, summary).output("removed", true);
-                if is_refused(&container, self.force) {
+                if let Err(failure) = self.is_meant(&container) {
+                    preview.blocked(failure.message, failure.help)
+                } else if is_refused(&container, self.force) {
                     preview.blocked(format!("{name} runs ({status})"), WAY_OUT.to_owned())
                 } else {
                     preview
@@ -97,6 +102,7 @@ impl Step for Remove {
             });
         };
         is_same(cx, &container)?;
+        self.is_meant(&container)?;
         if is_refused(&container, self.force) {
             return Err(Failure::permanent(format!("remove {name}: it runs ({})", container.status)).help(WAY_OUT));
         }
@@ -122,6 +128,19 @@ impl Step for Remove {
 impl Remove {
     fn resource(&self) -> Resource {
         Resource::container(&self.target, &self.container)
+    }
+
+    fn is_meant(&self, container: &Container) -> Result<(), Failure> {
+        let Some(run) = &self.made_by_run else { return Ok(()) };
+        match container.labels.get(super::run::RUN) {
+            Some(made_by) if made_by == run => Ok(()),
+            Some(made_by) => Err(format!("run {made_by} made it")),
+            None => Err("no run made it".to_owned()),
+        }
+        .map_err(|who| {
+            Failure::permanent(format!("remove {}: {who}, not {run}", self.container))
+                .help("see whom it serves before you remove it")
+        })
     }
 }
 

@@ -26,7 +26,7 @@ use crate::step::{
 };
 use crate::units::Duration;
 
-const RUN: &str = "lifeboat.run";
+pub(super) const RUN: &str = "lifeboat.run";
 const STEP: &str = "lifeboat.step";
 const MADE_OF: &str = "lifeboat.made-of";
 

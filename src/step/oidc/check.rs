@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use jsonwebtoken::jwk::JwkSet;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::failure::Failure;
@@ -172,6 +173,17 @@ impl Step for Check {
         if touched {
             return preview;
         }
+        if let Some(place) = self.keep_token.as_ref().filter(|_| !cx.is_unknown("/keep_token")) {
+            let there = async { services.storage(&place.storage)?.stat(&place.path).await };
+            match there.await {
+                Ok(None) => {}
+                Ok(Some(_)) => {
+                    let failure = taken(place);
+                    return preview.blocked(failure.message, failure.help);
+                }
+                Err(failure) => return preview.blocked(failure.message, failure.help),
+            }
+        }
         // The document alone: an issuer may make a key when it is asked for keys or tokens.
         match issuer.discovery().await {
             Ok(_) => Preview { certainty: Certainty::Observed, ..preview },
@@ -237,6 +249,12 @@ impl Check {
         }
         if !self.consumers.is_empty() {
             summary = format!("{summary}, taken by {}", self.consumers_named());
+        }
+        if let Some(old) = &self.old_key_rejected {
+            summary = match old.token {
+                Some(_) => format!("{summary}; the old token is refused"),
+                None => format!("{summary}; the old keys are gone"),
+            };
         }
         let signed_by = verified.map(|verified| verified.key).unwrap_or_default();
         Ok(Done::new(summary).output("keys", ids).output("algorithms", algorithms).output("signed_by", signed_by))
@@ -354,11 +372,23 @@ fn object(place: &Place) -> Resource {
     Resource::object(&place.storage, &place.path)
 }
 
+/// Keeps it in place of one that this step kept before; what somebody else put there stays.
 async fn keep(cx: &RunCx, place: &Place, token: &Secret) -> Result<(), Failure> {
+    let storage = cx.services.storage(&place.storage)?;
+    if !cx.notes.iter().any(|(_, note)| note["keeps"] == place.path.as_str()) {
+        if storage.stat(&place.path).await?.is_some() {
+            return Err(taken(place));
+        }
+        cx.note(json!({ "keeps": place.path })).await?;
+    }
     let writer = format!("{}-{}", cx.run, cx.step);
     let options = UploadOptions { writer: &writer, expected_bytes: token.expose().len() as u64, replace: true };
-    let storage = cx.services.storage(&place.storage)?;
     storage.put(&place.path, token.expose().as_bytes().to_vec(), options).await
+}
+
+fn taken(place: &Place) -> Failure {
+    Failure::permanent(format!("the storage `{}` already has an object `{}`", place.storage, place.path))
+        .help("objects are never overwritten: choose another path, one with the run's id in it")
 }
 
 async fn kept(cx: &RunCx, place: &Place) -> Result<Secret, Failure> {

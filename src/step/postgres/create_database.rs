@@ -6,9 +6,12 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Outlook, blame, check_database_name, end_leftovers, same_server, server, yet_to_come};
+use crate::dump::manifest::Manifest;
 use crate::failure::Failure;
+use crate::service::Services;
 use crate::service::postgres::{Session, ident, literal};
 use crate::step::effect::{Access, Effect, Resource};
+use crate::step::storage::Place;
 use crate::step::world::Fact;
 use crate::step::{
     Action, AfterKill, Certainty, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind,
@@ -34,6 +37,8 @@ pub struct CreateDatabase {
     encoding: Option<String>,
     /// Its collation and character classification, as `C.UTF-8`; by default the template's.
     locale: Option<String>,
+    /// A backup by `postgres.backup`, whose database's encoding and locale it gets.
+    like: Option<Place>,
     /// What to do when it exists.
     #[serde(default)]
     if_exists: IfExists,
@@ -72,11 +77,19 @@ impl Step for CreateDatabase {
 
     fn check(&self, found: &mut Findings) {
         check_database_name(found, "/database", &self.database);
+        if self.like.is_some() && (self.encoding.is_some() || self.locale.is_some()) {
+            found.add("/like", "`like` says the encoding and the locale", "leave out either".to_owned());
+        }
     }
 
     async fn preview(&self, cx: &PreviewCx<'_>) -> Preview {
         let created = Preview::from_effects(&self.effects(), format!("create database {}", self.database))
             .fact(Resource::database(&self.target, &self.database), Fact::Present { rows: None });
+        if let (Some(services), Some(_), false) = (cx.services, &self.like, cx.is_unknown("/like"))
+            && let Err(failure) = self.sql(services).await
+        {
+            return created.blocked(failure.message, failure.help);
+        }
         let session = match cx.services.filter(|_| yet_to_come(cx, &self.target).is_none()) {
             Some(services) => match connect(services, &self.target).await {
                 Ok(session) => Some(session),
@@ -141,8 +154,9 @@ impl Step for CreateDatabase {
                 )),
             };
         }
+        let sql = self.sql(&cx.services).await?;
         cx.note(json!({ "system": system, "absent": true })).await?;
-        session.batch(format!("create database {}", self.database), &self.sql()).await?;
+        session.batch(format!("create database {}", self.database), &sql).await?;
         let oid = session.find_database(&self.database).await?.map(|database| database.oid).ok_or_else(|| {
             Failure::permanent(format!("create database {}: it was created and is gone again", self.database))
         })?;
@@ -169,15 +183,31 @@ impl Step for CreateDatabase {
 }
 
 impl CreateDatabase {
-    fn sql(&self) -> String {
+    async fn sql(&self, services: &Services) -> Result<String, Failure> {
+        let manifest = match &self.like {
+            Some(Place { storage, path }) => {
+                let storage = services.storage(storage)?;
+                let manifest = Manifest::load(&storage, path).await?.ok_or_else(|| {
+                    Failure::permanent(format!("`{path}` has no manifest that says its encoding and locale"))
+                        .help("name a backup of postgres.backup, or say `encoding` and `locale`")
+                })?;
+                Some(manifest)
+            }
+            None => None,
+        };
         let mut sql = format!("CREATE DATABASE {} TEMPLATE {}", ident(&self.database), ident(&self.template));
         let options = [
             self.owner.as_deref().map(|owner| format!(" OWNER {}", ident(owner))),
             self.encoding.as_deref().map(|encoding| format!(" ENCODING {}", literal(encoding))),
             self.locale.as_deref().map(|locale| format!(" LOCALE {}", literal(locale))),
+            manifest.as_ref().map(|like| {
+                let [encoding, collate, ctype] =
+                    [&like.encoding, &like.collate, &like.ctype].map(|text| literal(text));
+                format!(" ENCODING {encoding} LC_COLLATE {collate} LC_CTYPE {ctype}")
+            }),
         ];
         sql.extend(options.into_iter().flatten());
-        sql
+        Ok(sql)
     }
 
     fn done(&self, oid: u32, how: &str) -> Done {
