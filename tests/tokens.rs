@@ -208,6 +208,16 @@ async fn keys_are_rotated_and_nobody_notices() {
     assert!(after.contains(&only));
     let live = "SELECT count(*) FROM auth.jwks WHERE expires_at IS NULL";
     assert_eq!(session.row("count", live, &[]).await.unwrap().get::<_, i64>(0), 2);
+
+    // No new key can be made: the old ones sign on.
+    session.batch("forbid", "REVOKE INSERT ON auth.jwks FROM auth_service").await.unwrap();
+    let plan = stage.path("plans/rotate-keys.yaml");
+    std::fs::write(&plan, read(&plan).replace("within: 2m", "within: 2s")).unwrap();
+    let output = stage.run(&rotate);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert_eq!(ids(&stage).await, after);
+    assert_eq!(session.row("count", live, &[]).await.unwrap().get::<_, i64>(0), 2, "{}", said(&output));
+    harness.run("oidc.check", check("issuer", &json!({}))).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
