@@ -254,7 +254,13 @@ impl Stage {
             .map(|run| run.unwrap().path().join("journal.jsonl"))
             .filter(|journal| journal.exists())
             .collect();
-        runs.sort();
+        // Not by name: two runs may begin in the same second.
+        runs.sort_by_key(|journal| {
+            read(journal)
+                .lines()
+                .next()
+                .and_then(|first| serde_json::from_str::<Value>(first).ok()?["at"].as_str().map(str::to_owned))
+        });
         runs
     }
 
