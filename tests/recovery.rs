@@ -6,6 +6,8 @@ mod support;
 mod backup;
 #[path = "recovery/fixture.rs"]
 mod fixture;
+#[path = "recovery/globals.rs"]
+mod globals;
 #[path = "recovery/moments.rs"]
 mod moments;
 #[path = "recovery/refusals.rs"]

@@ -105,6 +105,18 @@ async fn an_issuer_is_asked_as_its_users_ask_it() {
     let failure = run("no_client", json!({ "token": true })).await.unwrap_err();
     assert!(failure.message.contains("names no client"), "{failure}");
 
+    // What lies where the token is to be kept isn't its to replace.
+    let again = json!({ "keep_token": { "storage": "proofs", "path": "tokens/other" } });
+    std::fs::write(stage.path(".lifeboat/sandboxes/test/proofs/tokens/other"), "a backup").unwrap();
+    let other = self::harness(&stage);
+    let failure = other.run("oidc.check", check("issuer", &again)).await.unwrap_err();
+    assert!(failure.message.contains("already has an object"), "{failure}");
+    assert_eq!(
+        other.preview("oidc.check", check("issuer", &again), &World::default()).await.action,
+        Action::Blocked
+    );
+    assert_eq!(read(&stage.path(".lifeboat/sandboxes/test/proofs/tokens/other")), "a backup");
+
     // A dry-run asks for the document only: keys and tokens would make a key where there is none.
     let session = stage.session(DATABASE).await;
     session.batch("lose", "DELETE FROM auth.jwks").await.unwrap();
@@ -218,6 +230,13 @@ async fn keys_are_rotated_and_nobody_notices() {
     assert_eq!(ids(&stage).await, after);
     assert_eq!(session.row("count", live, &[]).await.unwrap().get::<_, i64>(0), 2, "{}", said(&output));
     harness.run("oidc.check", check("issuer", &json!({}))).await.unwrap();
+    // Resumed, it says that there is nothing to resume; a new one goes through.
+    session.batch("permit", "GRANT INSERT ON auth.jwks TO auth_service").await.unwrap();
+    let output = stage.run(&["resume", "--yes"]);
+    assert!(said(&output).contains("gave the old keys back"), "{}", said(&output));
+    assert_eq!(ids(&stage).await, after);
+    stage.done(&rotate);
+    assert_eq!(ids(&stage).await.iter().filter(|id| after.contains(id)).count(), 1, "the one of ES256");
 }
 
 #[tokio::test(flavor = "multi_thread")]

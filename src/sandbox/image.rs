@@ -217,6 +217,11 @@ impl Root {
         }
         entries.sort();
         for path in entries {
+            // The compiler of queries: most of the image's size, and a server does without it.
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name == "bitcode" || name.starts_with("llvmjit") {
+                continue;
+            }
             if path.is_dir() {
                 Box::pin(self.folder(&path)).await?;
             } else if path.is_file() {

@@ -197,7 +197,12 @@ impl Step for Check {
             let deadline = Instant::now() + self.within.map_or(StdDuration::ZERO, Duration::std);
             loop {
                 let failure = match self.look(cx).await {
-                    Ok(done) => return Ok(done),
+                    Ok((done, token)) => {
+                        if let (Some(place), Some(token)) = (&self.keep_token, token) {
+                            keep(cx, place, &token).await?;
+                        }
+                        return Ok(done);
+                    }
                     Err(failure) => failure,
                 };
                 if Instant::now() + self.every.std() >= deadline {
@@ -219,8 +224,8 @@ impl Step for Check {
 }
 
 impl Check {
-    /// All of it, once.
-    async fn look(&self, cx: &RunCx) -> Result<Done, Failure> {
+    /// All of it, once. Gives the token, too.
+    async fn look(&self, cx: &RunCx) -> Result<(Done, Option<Secret>), Failure> {
         let issuer = self.reach(&cx.services)?;
         let discovery = issuer.discovery().await?;
         // First: signing with a new key may publish it.
@@ -231,9 +236,6 @@ impl Check {
         if let Some(token) = &token {
             for consumer in &self.consumers {
                 consumer.judge(cx, token, true).await?;
-            }
-            if let Some(place) = &self.keep_token {
-                keep(cx, place, token).await?;
             }
         }
         if let Some(old) = &self.old_key_rejected {
@@ -257,7 +259,8 @@ impl Check {
             };
         }
         let signed_by = verified.map(|verified| verified.key).unwrap_or_default();
-        Ok(Done::new(summary).output("keys", ids).output("algorithms", algorithms).output("signed_by", signed_by))
+        let done = Done::new(summary).output("keys", ids).output("algorithms", algorithms);
+        Ok((done.output("signed_by", signed_by), token))
     }
 
     fn count(&self, keys: &JwkSet) -> Result<(), Failure> {
@@ -278,6 +281,7 @@ impl Check {
         let Some(place) = &old.token else { return Ok(()) };
         let token = kept(cx, place).await?;
         let (key, expires_at) = claimed(&token)?;
+        cx.redactor.add(token.expose());
         if keys.find(&key).is_some() {
             return Err(Failure::transient(format!("key {key}, which signed the kept token, is still published")));
         }
@@ -395,6 +399,5 @@ async fn kept(cx: &RunCx, place: &Place) -> Result<Secret, Failure> {
     let storage = cx.services.storage(&place.storage)?;
     let bytes = storage.read_small(&place.path, TOKEN_CAP).await?.ok_or_else(|| storage.missing(&place.path))?;
     let text = String::from_utf8(bytes).map_err(|_| Failure::permanent(format!("{} is no token", place.path)))?;
-    cx.redactor.add(&text);
     Ok(Secret::new(text))
 }

@@ -68,3 +68,26 @@ async fn the_steps_before_count() {
     assert_eq!(foretold(Fact::Running, json!({})).await, Action::Blocked);
     assert_eq!(foretold(Fact::Running, json!({ "force": true })).await, Action::Destroy);
 }
+
+#[tokio::test]
+async fn another_runs_is_refused() {
+    let (docker, fixture) = (docker(), Fixture::running().await);
+    let of = |run: &str| fixture.step("container.remove", json!({ "force": true, "made_by_run": run }));
+    let blocked = preview(&*of("20260101-000000-none"), Some(&docker), &World::default()).await;
+    assert_eq!(blocked.action, Action::Blocked);
+    let failure = of("20260101-000000-none").run(&cx(&docker).0).await.unwrap_err();
+    assert!(failure.message.contains("no run made it"), "{failure}");
+    assert!(fixture.look().await.running, "it was left alone");
+
+    let (cx, _) = cx(&docker);
+    let made = Fixture::unmade();
+    let params = json!({
+        "target": "docker", "image": "lifeboat-test/busybox:1", "name": made.name, "network": "host",
+        "command": ["sh", "-c", POLITE],
+    });
+    step("container.run", params).run(&cx).await.unwrap();
+    let of = |run: &str| made.step("container.remove", json!({ "force": true, "made_by_run": run }));
+    let failure = of("20260101-000000-none").run(&cx).await.unwrap_err();
+    assert!(failure.message.contains(&format!("run {} made it", cx.run)), "{failure}");
+    assert_eq!(of(cx.run.as_str()).run(&cx).await.unwrap().outputs["removed"], true);
+}
