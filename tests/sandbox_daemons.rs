@@ -153,3 +153,15 @@ fn what_is_not_installed_is_left_out_and_said() {
     assert!(!doctor.status.success() && said(&doctor).contains("aiosmtpd is not installed"), "{}", said(&doctor));
     assert!(Path::new("/usr/sbin/named").exists(), "it is found where it is on nobody's PATH");
 }
+
+#[test]
+fn without_an_engine_nothing_is_made_and_down_misses_none() {
+    let project = Project::new();
+    let docker = json!({ "docker": { "host": "unix:///nowhere/docker.sock", "sandbox": { "images": "none" } } });
+    let environment = json!({ "lifeboat": 1, "environment": "it", "targets": { "docker": docker } });
+    std::fs::write(project.path("plans/environments/it.yaml"), environment.to_string()).unwrap();
+    let up = project.command(&["sandbox", "up"]).output().unwrap();
+    assert!(!up.status.success() && said(&up).contains("there is no socket"), "{}", said(&up));
+    project.good(&["sandbox", "down"]);
+    assert!(!project.path(".lifeboat/sandboxes").exists());
+}

@@ -255,6 +255,7 @@ impl Throwaway {
             Kind::Folder(folder) => super::create_folder(folder),
             Kind::Cluster(settings) => sandbox.cluster(&self.target).up(settings).await,
             Kind::Images { docker, settings } => {
+                container::reachable(docker).await?;
                 // As with a container: `down` must know of them even if the next moment is the last.
                 let file = self.container_file(sandbox.folder());
                 fs::write(&file, "images")
