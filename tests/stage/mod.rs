@@ -254,8 +254,9 @@ impl Stage {
             .map(|run| run.unwrap().path().join("journal.jsonl"))
             .filter(|journal| journal.exists())
             .collect();
-        // Not by name: two runs may begin in the same second.
-        runs.sort_by_key(|journal| {
+        // Not by name: two runs may begin in the same second. Each is read once: one that is just
+        // beginning may have no line now and one later, and an order that changes is none.
+        runs.sort_by_cached_key(|journal| {
             read(journal)
                 .lines()
                 .next()
