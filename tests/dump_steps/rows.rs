@@ -102,6 +102,57 @@ async fn what_a_count_does_not_see_is_found() {
     assert_eq!(value(&database, "SELECT count(*) FROM auth.users").await.unwrap(), "3000", "nothing was changed");
 }
 
+/// The databases that this test's run has made for itself.
+async fn throwaways(place: &Place) -> String {
+    let run = place.harness.next_attempt().run;
+    value("postgres", &format!("SELECT count(*) FROM pg_database WHERE starts_with(datname, 'lifeboat_{run}')"))
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_backup_is_restored_before_it_counts_as_one() {
+    let place = Place::new("bk_proof");
+    let database = place.names.create("live", CONTENT).await;
+    let backup = |path: &str| {
+        let to = json!({ "storage": "store", "path": path });
+        json!({ "target": "db", "database": database, "to": to, "verify": "restore" })
+    };
+    for path in ["a.sql.zst", "b.dump"] {
+        place.harness.run("postgres.backup", backup(path)).await.unwrap();
+        place.harness.run(VERIFY, params(&database, path)).await.unwrap();
+    }
+    assert_eq!(throwaways(&place).await, "0");
+    let before = place.files();
+    // A perfect dump that no server takes: its check reads a table that is filled after it.
+    let circle = "CREATE TABLE z (id int); INSERT INTO z VALUES (1); \
+         CREATE FUNCTION known(x int) RETURNS boolean LANGUAGE sql AS 'SELECT EXISTS (SELECT FROM public.z WHERE id = x)'; \
+         CREATE TABLE a (x int CHECK (public.known(x))); INSERT INTO a VALUES (1)";
+    sql(&database, circle).await;
+    let failure = place.harness.run("postgres.backup", backup("c.sql.zst")).await.unwrap_err();
+    assert!(failure.message.contains("violates check constraint") && !failure.transient, "{failure}");
+    assert_eq!((place.files(), throwaways(&place).await.as_str()), (before, "0"), "nothing is left of it");
+    let mut read = backup("c.sql.zst");
+    read["verify"] = "read".into();
+    place.harness.run("postgres.backup", read).await.unwrap();
+    // A role that may not make databases is told before.
+    let role = place.names.name("reader");
+    sql(
+        "postgres",
+        &format!(
+            "DROP ROLE IF EXISTS {role}; CREATE ROLE {role} LOGIN PASSWORD 'x' BYPASSRLS IN ROLE pg_read_all_data"
+        ),
+    )
+    .await;
+    let url = crate::support::url_with(&crate::support::postgres_url(), Some((&role, "x")), "postgres");
+    let store = crate::fixture::storage("fs", &[("root", place.folder.path().to_str().unwrap())]);
+    let other = crate::support::Harness::with([("db", crate::support::postgres(&url)), ("store", store)]);
+    let preview = other.preview("postgres.backup", backup("d.sql.zst"), &World::default()).await;
+    sql("postgres", &format!("DROP ROLE {role}")).await;
+    assert_eq!(preview.action, Action::Blocked);
+    assert!(format!("{preview:?}").contains("may not create the database"), "{preview:?}");
+}
+
 /// In a mount namespace of its own: a disk of a megabyte for the storage, then room.
 #[tokio::test]
 async fn a_full_disk_under_a_backup_publishes_nothing_and_the_run_goes_on_when_there_is_room() {

@@ -13,6 +13,7 @@ use tokio::io::AsyncReadExt;
 
 mod foresee;
 mod read_back;
+mod restored;
 mod snapshot;
 
 use read_back::same_rows;
@@ -76,6 +77,21 @@ pub struct Backup {
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 16))]
     jobs: u32,
+    /// How it is proven before it counts as a backup: `read` from the storage to its last byte, or
+    /// `restore`d into a database of its own on the same server, every row compared, and dropped again.
+    #[serde(default)]
+    verify: Proving,
+}
+
+/// How a backup is proven.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Proving {
+    /// Read back.
+    #[default]
+    Read,
+    /// Read back, restored and compared.
+    Restore,
 }
 
 /// The format of a backup.
@@ -191,6 +207,10 @@ impl Step for Backup {
             return Err(Failure::transient(left));
         }
         self.clear_leftovers(&storage, cx).await?;
+        if self.verify == Proving::Restore && cx.attempt > 1 {
+            self.clear_restored(&server, cx).await?;
+        }
+        let version = session.server_facts().await?.version;
         let snapshot = Snapshot::take(&session).await?;
         let chosen = self.chosen_tables(tables(&session).await?)?;
         let size: u64 = chosen.iter().map(|table| table.bytes).sum();
@@ -240,9 +260,15 @@ impl Step for Backup {
             return Err(failure);
         }
         let bytes = upload.publish().await?;
-        let hashes = match self.read_back(&server, &storage, &taken.sha256, &rows, snapshot.server_major, cx).await
-        {
-            Ok(hashes) => hashes,
+        let proven = async {
+            let read = self.read_back(&server, &storage, &taken.sha256, &rows, snapshot.server_major, cx).await?;
+            if self.verify == Proving::Restore {
+                self.restore(&server, &storage, &read, &snapshot.encoding, version, cx).await?;
+            }
+            Ok::<_, Failure>(read)
+        };
+        let read = match proven.await {
+            Ok(read) => read,
             Err(failure) => {
                 if !failure.transient {
                     // Not yet a backup for anybody: it has no manifest.
@@ -274,7 +300,7 @@ impl Step for Backup {
             ctype: snapshot.ctype,
             rows: rows.values().sum(),
             tables: rows,
-            hashes,
+            hashes: read.survey.hashes,
             partial: !(self.schemas.is_empty() && self.tables.is_empty() && self.exclude.is_empty()),
             globals,
             run: cx.run.to_string(),

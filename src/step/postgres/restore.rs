@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 mod fill;
 mod foresee;
+mod throwaway;
 
 use super::{check_database_name, end_leftovers, same_server, server, yet_to_come};
 use crate::dump::manifest::Format;

@@ -1,6 +1,6 @@
 //! What would keep a backup from coming about, seen before anything is touched.
 
-use super::Backup;
+use super::{Backup, Proving};
 use crate::dump::compression::Compression;
 use crate::dump::count::tables;
 use crate::failure::Failure;
@@ -44,6 +44,22 @@ impl Backup {
                 "only a superuser may read the roles' passwords, which `globals` writes".to_owned(),
                 "use a superuser, or leave `globals` out".to_owned(),
             );
+        }
+        if self.verify == Proving::Restore {
+            let role = session.role().await?;
+            if !role.superuser && !role.create_db {
+                preview = preview.blocked(
+                    format!("role {} may not create the database that `verify: restore` restores into", role.name),
+                    "give it CREATEDB, or let the backup be read back only (`verify: read`)".to_owned(),
+                );
+            }
+            let standby = session.row("ask whether it is a standby", "SELECT pg_is_in_recovery()", &[]).await?;
+            if standby.get(0) {
+                preview = preview.blocked(
+                    format!("{} is a standby, where no database can be made for `verify: restore`", self.target),
+                    "take the backup there with `verify: read`, and restore it on another server".to_owned(),
+                );
+            }
         }
         if storage.stat(&self.to.path).await?.is_some() {
             preview = preview.blocked(

@@ -249,7 +249,7 @@ impl Restore {
     }
 }
 
-async fn drop_working(session: &Session, name: &str) -> Result<(), Failure> {
+pub(super) async fn drop_working(session: &Session, name: &str) -> Result<(), Failure> {
     session
         .batch(
             format!("drop the half-filled database {name}"),
