@@ -175,7 +175,9 @@ fn go(case: &Case, kills: &[usize]) -> Result<Went, String> {
     let mut run = run_id();
     let mut passed = Vec::new();
     let mut said = String::new();
-    for turn in 0..TURNS {
+    let mut locked = 0;
+    while passed.len() < TURNS {
+        let turn = passed.len();
         let report = report(&world, &run);
         match report.as_ref().map(|report| report["status"].as_str().unwrap_or_default()) {
             Some("succeeded") => return end(case, &world, &run, &report.unwrap_or_default(), passed),
@@ -193,6 +195,12 @@ fn go(case: &Case, kills: &[usize]) -> Result<Went, String> {
                 kill,
             )
         };
+        if output.status.code() == Some(5) && locked < 100 {
+            // Another test changes the whole server.
+            locked += 1;
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            continue;
+        }
         passed.push(points);
         said = format!(
             "{}\n{}{}",

@@ -93,7 +93,8 @@ const SWAP: Case = Case {
                 "target": "db", "database": new, "sql": "CREATE TABLE public.counters AS SELECT 1 AS n",
             } },
             "swap": {
-                "postgres.swap_databases": { "target": "db", "live": live, "replacement": new },
+                // Named, so that the whole server isn't locked: worlds are side by side.
+                "postgres.swap_databases": { "target": "db", "live": live, "replacement": new, "keep": world.name("old") },
                 "allow": ["unproven_backup", "unverified_destruction"], "because": because,
             },
             "count": { "postgres.execute": {
