@@ -16,6 +16,10 @@ test *ARGS:
 drill:
     .ci/services run cargo nextest run --no-capture --test drill -E 'test(=drill)'
 
+# Kill plans at every point, resume, compare: all points, where `just test` takes a sample.
+kill-all *ARGS:
+    .ci/services run env LIFEBOAT_KILL_ALL=1 cargo nextest run --features kill-points --test kill --success-output final {{ARGS}}
+
 # Check formatting, lints, licences and sources of dependencies.
 lint:
     cargo fmt --check

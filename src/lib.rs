@@ -1,7 +1,7 @@
 //! Lifeboat: a workflow engine for disaster recovery, driven by declarative plans.
 //!
 //! The layers, each importing only what stands above it in this list:
-//! small words of the domain ([`ids`], [`units`], [`secret`], [`retry`], [`matcher`], [`failure`]),
+//! small words of the domain ([`ids`], [`kill`], [`units`], [`secret`], [`retry`], [`matcher`], [`failure`]),
 //! [`template`], [`record`] (what happened), [`service`] (the outside world), [`step`] (what a
 //! step type is), [`environment`], [`plan`] (a checked graph of steps).
 
@@ -14,6 +14,7 @@ pub mod engine;
 pub mod environment;
 pub mod failure;
 pub mod ids;
+pub mod kill;
 pub mod matcher;
 pub mod plan;
 pub mod record;

@@ -13,6 +13,7 @@ use super::proof::{Proof, Watch, ended_well, feed};
 use super::source::{PIECE, Source};
 use super::survey::{PlainReader, Rules};
 use crate::failure::Failure;
+use crate::kill;
 use crate::secret::Redactor;
 use crate::service::postgres::tool::Version;
 use crate::service::process::{Command, Process};
@@ -83,6 +84,7 @@ impl Loader<'_> {
             if written.is_err() {
                 return Ok(Fed::Refused);
             }
+            kill::point("restore: a piece is fed");
             (self.watch)(source.checksum.bytes(), reader.table());
         }
         source.read_to_end().await?;

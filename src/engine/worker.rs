@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::guard::Guards;
 use crate::failure::Failure;
 use crate::ids::{RunId, StepId};
+use crate::kill;
 use crate::record::event::{ErrorRecord, Outcome, Progress};
 use crate::record::files;
 use crate::record::store::RunFolder;
@@ -202,7 +203,7 @@ async fn bounded(job: &Job, desk: &Desk) -> Result<Done, Stopped> {
             // An error means that the run has stopped already, and with it this attempt.
             let _ = desk_of_task.reports.send(Report::Said { at, message }).await;
         }
-        step.run(&cx).await
+        kill::around("step run", step.run(&cx)).await
     });
     let timeout = async {
         match job.timeout {
@@ -263,6 +264,7 @@ impl Desk {
     }
 
     async fn end(&self, job: &Job, outcome: Outcome) {
+        kill::point("step end: before its report");
         // An error means that the run has stopped already, and the journal says what it knew.
         let _ = self.reports.send(Report::Finished { at: job.at, attempt: job.attempt, outcome }).await;
     }
@@ -337,12 +339,15 @@ struct Wire {
 #[async_trait]
 impl Reporter for Wire {
     async fn note(&self, note: Value) -> Result<(), Failure> {
+        kill::point("note: before");
         let note = self.desk.redactor.redact_json(note);
         let (ack, acknowledged) = oneshot::channel();
         let report = Report::Noted { at: self.at, attempt: self.attempt, note, ack };
         let stopped = || Failure::permanent("the run has stopped, and takes no note");
         self.desk.reports.send(report).await.map_err(|_| stopped())?;
-        acknowledged.await.map_err(|_| stopped())?
+        let kept = acknowledged.await.map_err(|_| stopped())?;
+        kill::point("note: acknowledged");
+        kept
     }
 
     fn progress(&self, progress: Progress) {

@@ -14,6 +14,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::event::{Event, FORMAT, Record};
+use crate::kill;
 
 /// `prev` of the first record.
 pub const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -159,7 +160,11 @@ impl Journal {
         if bytes.is_empty() {
             return Ok(());
         }
-        let written = self.file.write_all(&bytes).and_then(|()| self.file.sync_data());
+        kill::point("journal: before the write");
+        let written = self.file.write_all(&bytes);
+        kill::point("journal: before the sync");
+        let written = written.and_then(|()| self.file.sync_data());
+        kill::point("journal: after the sync");
         // After a failed sync the system may have dropped the pages: a second sync would lie.
         self.broken = true;
         let links =

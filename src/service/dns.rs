@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Services, Target, Unsound};
 use crate::failure::Failure;
+use crate::kill;
 pub use record::{Kind, Records, canonical_name};
 
 /// What an answer by UDP may measure, so that it is in no packet that a network cuts up.
@@ -362,7 +363,9 @@ impl Zone {
         }
         let attempted = format!("update {wire} {} on {}", record::shown_name(&name), self.primary.shown);
         tracing::debug!(attempted);
-        let answer = self.primary.exchange(&message, true).await.map_err(|failure| failure.context(&attempted))?;
+        let answer = kill::around("dns update", self.primary.exchange(&message, true))
+            .await
+            .map_err(|failure| failure.context(&attempted))?;
         self.judged(answer.response_code, kind).map_err(|failure| failure.context(attempted))
     }
 

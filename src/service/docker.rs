@@ -20,6 +20,7 @@ pub use make::{Image, Port, Restart, Volume, Wanted};
 
 use super::{DockerSettings, Services, Target};
 use crate::failure::Failure;
+use crate::kill;
 use crate::secret::Redactor;
 
 /// The bound on a request that the engine answers at once.
@@ -124,7 +125,9 @@ impl Engine {
         let seconds = i32::try_from(grace.as_millis().div_ceil(1000)).unwrap_or(i32::MAX);
         let options = StopContainerOptions { t: Some(seconds), signal: None };
         let patient = self.docker.clone().with_timeout(grace.saturating_add(ANSWER));
-        patient.stop_container(id, Some(options)).await.map_err(|error| self.failure(&error))
+        kill::around("docker stop", patient.stop_container(id, Some(options)))
+            .await
+            .map_err(|error| self.failure(&error))
     }
 
     /// Starts a container; starting a running one does nothing.
@@ -133,7 +136,9 @@ impl Engine {
     /// When the engine can't be asked or refuses.
     pub async fn start(&self, id: &str) -> Result<(), Failure> {
         tracing::debug!(docker = self.target, container = id, "start a container");
-        self.docker.start_container(id, None).await.map_err(|error| self.failure(&error))
+        kill::around("docker start", self.docker.start_container(id, None))
+            .await
+            .map_err(|error| self.failure(&error))
     }
 
     /// The last lines that a container wrote, secrets masked; empty when they can't be had.

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::oidc::OidcSettings;
 use super::{HttpAuth, HttpSettings, Services, Target, WebhookFormat};
 use crate::failure::Failure;
+use crate::kill;
 use crate::secret::Redactor;
 
 /// How much of an answer's body is read.
@@ -181,7 +182,7 @@ impl Http {
     /// # Errors
     /// When there is no answer.
     pub async fn ask(&self, ask: &Ask<'_>) -> Result<Answer, Unanswered> {
-        self.send(ask, Duration::MAX).await
+        kill::around("http request", self.send(ask, Duration::MAX)).await
     }
 
     async fn send(&self, ask: &Ask<'_>, at_most: Duration) -> Result<Answer, Unanswered> {
@@ -301,7 +302,7 @@ impl Webhook {
             .headers(self.headers.clone())
             .header("Idempotency-Key", message.key())
             .json(&message.body(self.format));
-        self.send(request).await.map_err(|undelivered| Undelivered {
+        kill::around("webhook", self.send(request)).await.map_err(|undelivered| Undelivered {
             // The URL itself is often the secret, so only the target is named.
             failure: undelivered.failure.context(format!("tell {}", self.target)),
             ..undelivered

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use super::http::{Message, Undelivered, is_loopback};
 use super::{Services, Target, Unsound};
 use crate::failure::Failure;
+use crate::kill;
 use crate::secret::Redactor;
 
 /// The bound on coming to a connection that takes messages, and on handing one over: some
@@ -219,7 +220,7 @@ impl MailServer {
         let unsent = |failure: Failure| Undelivered { failure, perhaps_received: false };
         let (envelope, text) = self.written(message, to, all).map_err(unsent)?;
         let mut connection = self.connect().await.map_err(unsent)?;
-        let handed_over = timeout(PATIENCE, connection.send(&envelope, &text)).await;
+        let handed_over = kill::around("mail", timeout(PATIENCE, connection.send(&envelope, &text))).await;
         match handed_over {
             Ok(Ok(_)) => {
                 // It is the server's by now, whether or not it says goodbye.

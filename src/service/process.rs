@@ -27,6 +27,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
+use crate::kill;
 use crate::secret::Redactor;
 
 /// What a child inherits of this process's environment, besides `LC_*`.
@@ -150,6 +151,7 @@ impl Command {
                     }
                 }
             };
+            kill::point("process: ended");
             group.disarm();
             if open {
                 open = timeout(DRAIN, &mut talk).await.is_err();
@@ -200,9 +202,11 @@ impl Command {
             command.current_dir(folder);
         }
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        kill::point("process: before its start");
         let child = tokio::process::Command::from(command).spawn().map_err(|error| self.not_started(&error))?;
         tracing::debug!(program = self.program, pid = child.id(), "started a process");
         // A child that was not yet waited for has an id.
+        kill::point("process: started");
         let group = Group(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw));
         Ok((child, group))
     }
@@ -305,6 +309,7 @@ impl Process {
                 return Err(self.command.cancelled());
             }
         };
+        kill::point("process: ended");
         self.group.disarm();
         let stderr = match timeout(DRAIN, &mut self.stderr).await {
             Ok(Ok(stderr)) => stderr,

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Services, Target};
 use crate::failure::Failure;
+use crate::kill;
 use crate::secret::Redactor;
 
 /// The bound on coming to a connection.
@@ -170,7 +171,12 @@ impl Session {
     /// When the server refuses.
     pub async fn set(&self, name: &str, value: &str) -> Result<(), Failure> {
         let attempted = format!("CONFIG SET {name} {value}");
-        self.ask::<String>(&attempted, redis::cmd("CONFIG").arg("SET").arg(name).arg(value)).await.map(drop)
+        kill::around(
+            "redis CONFIG SET",
+            self.ask::<String>(&attempted, redis::cmd("CONFIG").arg("SET").arg(name).arg(value)),
+        )
+        .await
+        .map(drop)
     }
 
     /// `BGSAVE`.
@@ -179,7 +185,8 @@ impl Session {
     /// When the server refuses, unless because a save runs.
     pub async fn begin_save(&self) -> Result<Begun, Failure> {
         // While the append-only file is rewritten a save waits its turn.
-        match self.ask::<String>("BGSAVE", redis::cmd("BGSAVE").arg("SCHEDULE")).await {
+        match kill::around("redis BGSAVE", self.ask::<String>("BGSAVE", redis::cmd("BGSAVE").arg("SCHEDULE"))).await
+        {
             Ok(said) if said.contains("scheduled") => Ok(Begun::Scheduled),
             Ok(_) => Ok(Begun::Started),
             Err(failure) if failure.message.contains("already in progress") => Ok(Begun::Running),

@@ -19,6 +19,7 @@ pub use upload::{Upload, UploadOptions};
 
 use super::{Services, StorageSettings, Target};
 use crate::failure::Failure;
+use crate::kill;
 use crate::secret::Redactor;
 
 /// The settings of a folder.
@@ -348,7 +349,9 @@ impl Storage {
     pub async fn delete(&self, path: &str) -> Result<(), Failure> {
         check_path(path)?;
         tracing::debug!(storage = self.target, path, "delete an object");
-        self.operator.delete(path).await.map_err(|error| self.failure(&error, "delete", path))
+        kill::around("storage delete", self.operator.delete(path))
+            .await
+            .map_err(|error| self.failure(&error, "delete", path))
     }
 
     /// Removes what an interrupted [`Storage::upload`] by the same `writer` left on a disk.

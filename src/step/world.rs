@@ -59,7 +59,12 @@ pub struct World {
 
 impl World {
     /// Adds a fact; a later one replaces an earlier one, and those on what the resource holds.
+    /// What is made by one step and changed by the next is still there.
     pub fn foretell(&mut self, resource: Resource, fact: Fact, because: &StepId) {
+        let fact = match (fact, self.fact(&resource).map(|foretold| &foretold.fact)) {
+            (Fact::Changed, Some(Fact::Present { .. })) => Fact::Present { rows: None },
+            (fact, _) => fact,
+        };
         self.facts.retain(|other, _| !(other != &resource && other.as_str().starts_with(&format!("{resource}/"))));
         self.facts.insert(resource, Foretold { fact, because: because.clone() });
     }
@@ -79,5 +84,20 @@ impl World {
     pub fn touching(&self, resource: &Resource) -> Option<&Foretold> {
         self.fact(resource)
             .or_else(|| self.facts.iter().find(|(other, _)| other.overlaps(resource)).map(|(_, foretold)| foretold))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_made_is_there_after_a_change_too() {
+        let (mut world, database) = (World::default(), Resource::database("db", "new"));
+        world.foretell(database.clone(), Fact::Present { rows: Some(BTreeMap::new()) }, &StepId::new("create"));
+        world.foretell(database.clone(), Fact::Changed, &StepId::new("fill"));
+        let foretold = world.fact(&database).unwrap();
+        assert_eq!(foretold.fact, Fact::Present { rows: None }, "how many rows it has is no longer known");
+        assert_eq!(foretold.because, StepId::new("fill"));
     }
 }

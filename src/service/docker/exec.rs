@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Engine, Error, status};
 use crate::failure::Failure;
+use crate::kill;
 use crate::service::process::{Captured, Exit, Finished, Log};
 
 /// How often the engine is asked whether a command that says nothing still runs.
@@ -72,7 +73,10 @@ impl Engine {
             working_dir: command.cwd,
             ..CreateExecOptions::default()
         };
-        self.docker.create_exec(container, options).await.map(|made| made.id).map_err(|error| self.failure(&error))
+        kill::around("docker create exec", self.docker.create_exec(container, options))
+            .await
+            .map(|made| made.id)
+            .map_err(|error| self.failure(&error))
     }
 
     /// What became of a command.
@@ -103,7 +107,7 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> Result<Option<Finished>, Failure> {
         let started = tokio::select! {
-            started = self.docker.start_exec(command, None::<StartExecOptions>) => started,
+            started = kill::around("docker start exec", self.docker.start_exec(command, None::<StartExecOptions>)) => started,
             () = cancel.cancelled() => return Ok(None),
         };
         match started.map_err(|error| self.failure(&error))? {
@@ -162,6 +166,7 @@ impl Engine {
                 }
                 () = cancel.cancelled() => return Ok(None),
             }
+            kill::point("docker exec: goes on");
             if let Some((code, _)) = ended
                 && !open
             {

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use super::{ANSWER, Engine, status};
 use crate::failure::Failure;
+use crate::kill;
 
 /// A registry that is silent for so long is taken for gone.
 const SILENCE: Duration = Duration::from_mins(2);
@@ -285,7 +286,7 @@ impl Engine {
         let options =
             CreateContainerOptions { name: Some(wanted.name.clone()), ..CreateContainerOptions::default() };
         let patient = self.docker.clone().with_timeout(2 * ANSWER);
-        match patient.create_container(Some(options), wanted.body(labels)).await {
+        match kill::around("docker create", patient.create_container(Some(options), wanted.body(labels))).await {
             Ok(created) => Ok(created.id),
             Err(error) => {
                 let mut failure = self.failure(&error);
@@ -305,7 +306,7 @@ impl Engine {
         tracing::debug!(docker = self.target, container = id, "remove a container");
         let options = RemoveContainerOptions { force, v: volumes, link: false };
         let patient = self.docker.clone().with_timeout(3 * ANSWER);
-        match patient.remove_container(id, Some(options)).await {
+        match kill::around("docker remove", patient.remove_container(id, Some(options))).await {
             Ok(()) => Ok(true),
             Err(error) if status(&error) == Some(404) => Ok(false),
             Err(error) => Err(self.failure(&error)),

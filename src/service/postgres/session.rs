@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error;
 use crate::failure::Failure;
+use crate::kill;
 use crate::secret::Redactor;
 
 /// How long a cancelled statement may take to end before its connection is closed.
@@ -108,7 +109,7 @@ impl Session {
     /// # Errors
     /// What the server said.
     pub async fn batch(&self, attempted: impl fmt::Display, sql: &str) -> Result<(), Failure> {
-        self.client.batch_execute(sql).await.map_err(|error| self.failure(attempted, &error))
+        kill::statement(sql, self.client.batch_execute(sql)).await.map_err(|error| self.failure(attempted, &error))
     }
 
     /// Runs one statement.
@@ -121,7 +122,7 @@ impl Session {
         sql: &str,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Failure> {
-        self.client.query(sql, params).await.map_err(|error| self.failure(attempted, &error))
+        kill::statement(sql, self.client.query(sql, params)).await.map_err(|error| self.failure(attempted, &error))
     }
 
     /// Runs one statement that gives one row.
@@ -134,7 +135,9 @@ impl Session {
         sql: &str,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Row, Failure> {
-        self.client.query_one(sql, params).await.map_err(|error| self.failure(attempted, &error))
+        kill::statement(sql, self.client.query_one(sql, params))
+            .await
+            .map_err(|error| self.failure(attempted, &error))
     }
 
     /// Runs one statement that gives at most one row.
@@ -147,7 +150,9 @@ impl Session {
         sql: &str,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Option<Row>, Failure> {
-        self.client.query_opt(sql, params).await.map_err(|error| self.failure(attempted, &error))
+        kill::statement(sql, self.client.query_opt(sql, params))
+            .await
+            .map_err(|error| self.failure(attempted, &error))
     }
 
     /// What the server remarked (`NOTICE`, `WARNING`) since this was last asked, secrets masked.

@@ -8,6 +8,7 @@ use tokio_util::bytes::Bytes;
 
 use super::Storage;
 use crate::failure::Failure;
+use crate::kill;
 
 /// S3 takes parts from 5 MiB on, and 10,000 of them.
 const SMALLEST_PART: u64 = 8 << 20;
@@ -82,6 +83,7 @@ impl Upload {
     /// When the storage doesn't take it: call [`Upload::abort`].
     pub async fn write(&mut self, piece: Bytes) -> Result<(), Failure> {
         self.bytes += piece.len() as u64;
+        kill::point("storage: a piece");
         match &mut self.sink {
             Sink::File { file, .. } => {
                 file.write_all(&piece).await.map_err(|error| self.storage.file_failure(&error, "write", &self.path))
@@ -106,7 +108,8 @@ impl Upload {
         let Self { storage, path, replace, bytes, sink } = self;
         match sink {
             Sink::File { file, partial, whole } => {
-                let published = publish_file(file, &partial, &whole, replace).await;
+                let published =
+                    kill::around("storage publish", publish_file(file, &partial, &whole, replace)).await;
                 if published.is_err() {
                     drop(tokio::fs::remove_file(&partial).await);
                 }
@@ -116,7 +119,7 @@ impl Upload {
                 })?;
             }
             Sink::Parts(mut writer) => {
-                if let Err(error) = writer.close().await {
+                if let Err(error) = kill::around("storage publish", writer.close()).await {
                     drop(writer.abort().await);
                     return Err(match error.kind() {
                         ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists => storage.exists(&path),
@@ -165,9 +168,8 @@ async fn publish_file(
     if replace {
         tokio::fs::rename(partial, whole).await?;
     } else {
-        // A link refuses to replace what another writer has put there; a rename would not.
-        match tokio::fs::hard_link(partial, whole).await {
-            Ok(()) => tokio::fs::remove_file(partial).await?,
+        match claim(partial, whole).await {
+            Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(error),
             // A file system without links: look, then rename.
             Err(_) if tokio::fs::try_exists(whole).await? => return Err(std::io::ErrorKind::AlreadyExists.into()),
@@ -178,6 +180,23 @@ async fn publish_file(
         tokio::fs::File::open(parent).await?.sync_all().await?;
     }
     Ok(())
+}
+
+/// Gives a file its name, unless another writer has put something there: a plain rename would replace it.
+async fn claim(partial: &Path, whole: &Path) -> std::io::Result<()> {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+        // In one move: killed between a link and its removal, the partial name would stay.
+        match renameat2(AT_FDCWD, partial, AT_FDCWD, whole, RenameFlags::RENAME_NOREPLACE) {
+            Ok(()) => return Ok(()),
+            Err(nix::errno::Errno::EEXIST) => return Err(std::io::ErrorKind::AlreadyExists.into()),
+            // Not every file system knows it.
+            Err(_) => {}
+        }
+    }
+    tokio::fs::hard_link(partial, whole).await?;
+    kill::around("storage unlink partial", tokio::fs::remove_file(partial)).await
 }
 
 pub(super) fn partial_name(whole: &Path, writer: &str) -> PathBuf {

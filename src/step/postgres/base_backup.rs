@@ -14,6 +14,7 @@ use super::folder::Folder;
 use super::{ReadAt, end_leftovers, server};
 use crate::dump::proof::ended_well;
 use crate::failure::Failure;
+use crate::kill;
 use crate::service::postgres::tool::{self, Tool};
 use crate::service::postgres::wal::{BaseBackup, Passport};
 use crate::service::postgres::{Server, Session};
@@ -298,10 +299,13 @@ fn publish(draft: &Path, folder: &Path, passport: &Passport) -> Result<(), Failu
     let file = Passport::file(folder);
     let sync = |path: &Path| std::fs::File::open(path).and_then(|open| open.sync_all());
     std::fs::write(&file, text).and_then(|()| sync(&file)).map_err(failed)?;
+    kill::point("base backup: passport");
     if folder.exists() {
         return Err(Failure::permanent(format!("{} came into being meanwhile", folder.display())));
     }
+    kill::point("base backup: before its name");
     std::fs::rename(draft, folder).map_err(failed)?;
+    kill::point("base backup: named");
     sync(folder.parent().unwrap_or(Path::new("/"))).map_err(failed)
 }
 

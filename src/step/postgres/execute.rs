@@ -12,6 +12,7 @@ use super::once::{self, Begun, Transaction, lock_timeout, number};
 use super::query::prepare;
 use super::{ReadAt, counted, database_resource, server};
 use crate::failure::Failure;
+use crate::kill;
 use crate::matcher::Matcher;
 use crate::service::postgres::Session;
 use crate::service::postgres::value::Param;
@@ -146,8 +147,9 @@ impl Execute {
     async fn apply(&self, session: &Session, attempted: &str) -> Result<u64, Failure> {
         let statement = prepare(session, attempted, &self.sql, self.params.len()).await?;
         let params = self.params.iter().cloned().map(Param);
-        let affected =
-            session.execute_raw(&statement, params).await.map_err(|error| session.failure(attempted, &error))?;
+        let affected = kill::around("sql execute", session.execute_raw(&statement, params))
+            .await
+            .map_err(|error| session.failure(attempted, &error))?;
         if let Some(wanted) = &self.affected
             && !wanted.accepts(&affected.into())
         {

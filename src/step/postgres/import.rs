@@ -17,6 +17,7 @@ use super::once::{self, Begun, Transaction, lock_timeout, number, rows_note};
 use super::{ReadAt, counted, server, table_of};
 use crate::dump::source::{PIECE, Source};
 use crate::failure::Failure;
+use crate::kill;
 use crate::record::event::{Progress, ProgressUnit};
 use crate::secret::Secret;
 use crate::service::Services;
@@ -377,8 +378,7 @@ impl Import {
         let insert = format!(
             "INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {STAGED}{conflict}"
         );
-        let taken = session
-            .execute(&insert, &[])
+        let taken = kill::statement(&insert, session.execute(&insert, &[]))
             .await
             .map_err(|error| session.failure_without_values(&attempted, &error))?;
         if taken != rows && !conflict.ends_with("NOTHING") {
@@ -413,7 +413,7 @@ impl Import {
         let failed = |error: tokio_postgres::Error| session.failure_without_values(&attempted, &error);
         let sink: CopyInSink<Bytes> = session.copy_in(&sql).await.map_err(failed)?;
         let mut sink = Box::pin(sink);
-        sink.send(beginning.into()).await.map_err(failed)?;
+        kill::around("copy a piece", sink.send(beginning.into())).await.map_err(failed)?;
         let total = Some(source.object.bytes);
         loop {
             let mut piece = vec![0; PIECE];
@@ -422,7 +422,7 @@ impl Import {
                 break;
             }
             piece.truncate(read);
-            sink.send(piece.into()).await.map_err(failed)?;
+            kill::around("copy a piece", sink.send(piece.into())).await.map_err(failed)?;
             let done = source.checksum.bytes();
             cx.progress(Progress { done, total, unit: ProgressUnit::Bytes, message: None });
         }
@@ -441,7 +441,7 @@ impl Import {
         if let Some(manifest) = &manifest {
             manifest.check(&self.from.path, source.checksum.bytes(), &source.checksum.hex())?;
         }
-        sink.as_mut().finish().await.map_err(failed)
+        kill::around("end of copy", sink.as_mut().finish()).await.map_err(failed)
     }
 
     /// A key that stands twice in the file is a mistake of the file's, whatever the mode.

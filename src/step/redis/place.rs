@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
+use crate::kill;
 use crate::service::redis::Session;
 
 /// How a server keeps its data, by its own settings.
@@ -94,6 +95,7 @@ pub(super) fn place(staged: &Path, data_dir: &Path, layout: &Layout, run: &str) 
         let kept = beside(&whole, run);
         if whole.exists() && !kept.exists() {
             fs::hard_link(&whole, &kept)?;
+            kill::point("redis place: old kept");
         }
         let append_only = layout.append_only(data_dir);
         let wanted = layout.appendonly.unwrap_or_else(|| append_only.exists());
@@ -101,6 +103,7 @@ pub(super) fn place(staged: &Path, data_dir: &Path, layout: &Layout, run: &str) 
             let kept = beside(&append_only, run);
             if !kept.exists() {
                 fs::rename(&append_only, &kept)?;
+                kill::point("redis place: old append-only kept");
             } else if append_only.is_dir() {
                 // The server's old one is kept: this one is an earlier attempt's.
                 fs::remove_dir_all(&append_only)?;
@@ -111,12 +114,18 @@ pub(super) fn place(staged: &Path, data_dir: &Path, layout: &Layout, run: &str) 
         let link = hidden(data_dir, run, "rdb");
         remove(&link)?;
         fs::hard_link(staged, &link)?;
+        kill::point("redis place: linked");
         fs::rename(&link, &whole)?;
+        // Where an attempt before put the same file in place, the rename did nothing.
+        remove(&link)?;
+        kill::point("redis place: named");
         if wanted {
             let part = hidden(data_dir, run, "aof");
             remove(&part)?;
             begin_append_only(staged, &part, data_dir, layout)?;
+            kill::point("redis place: append-only begun");
             fs::rename(&part, &append_only)?;
+            kill::point("redis place: append-only named");
         }
         File::open(data_dir)?.sync_all()?;
         io::Result::Ok(wanted)

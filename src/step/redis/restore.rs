@@ -222,6 +222,8 @@ impl Restore {
         let run = format!("{}-{}", cx.run, cx.step);
         let staged = hidden(folder, &run, "staged");
         let mut layout = self.layout(cx, folder).await?;
+        // An attempt that was cut off may have put that very file in place: it isn't to be written over.
+        drop(tokio::fs::remove_file(&staged).await);
         let fetched = async {
             let expected = self.fetch(&staged, cx).await?;
             as_the_servers(&staged, folder, &layout)?;

@@ -149,6 +149,13 @@ impl Step for Prune {
     }
 }
 
+/// What attempts before noted that they remove, and did.
+fn removed_before(cx: &RunCx, listing: &Listing) -> Vec<String> {
+    let noted = cx.notes.iter().filter_map(|(_, note)| note["remove"].as_array()).flatten();
+    let paths = noted.filter_map(|path| path.as_str().map(str::to_owned));
+    paths.filter(|path| listing.backups.iter().all(|backup| backup.path != *path)).collect()
+}
+
 impl Prune {
     async fn listing(&self, services: &Services) -> Result<(Storage, Listing), Failure> {
         let storage = services.storage(&self.target)?;
@@ -170,6 +177,9 @@ impl Prune {
         }
         let names = |backups: &[&Backup]| backups.iter().map(|backup| backup.path.clone()).collect::<Vec<_>>();
         cx.log(&format!("remove: {}\nkeep: {}\n", names(&removed).join(", "), names(&kept).join(", ")));
+        if !removed.is_empty() {
+            cx.note(json!({ "remove": names(&removed) })).await?;
+        }
         for (at, backup) in removed.iter().enumerate() {
             cx.progress(Progress {
                 done: at as u64,
@@ -185,8 +195,13 @@ impl Prune {
             storage.delete(orphan).await?;
         }
         let bytes = removed.iter().map(|backup| backup.bytes).sum();
-        Ok(Done::new(format!("{} removed ({}), {} kept", removed.len(), Size(bytes), kept.len()))
-            .output("removed", names(&removed))
+        // What an attempt before removed is this step's doing as well.
+        let mut all = names(&removed);
+        all.extend(removed_before(cx, &listing));
+        all.sort_unstable();
+        all.dedup();
+        Ok(Done::new(format!("{} removed ({}), {} kept", all.len(), Size(bytes), kept.len()))
+            .output("removed", all)
             .output("kept", names(&kept)))
     }
 

@@ -12,6 +12,7 @@ use super::{CopyRows, OnConflict, copied};
 use crate::dump::manifest::table_name;
 use crate::dump::source::PIECE;
 use crate::failure::Failure;
+use crate::kill;
 use crate::record::event::{Progress, ProgressUnit};
 use crate::service::postgres::copy::push_row;
 use crate::service::postgres::relation::{Reference, Relation, idents};
@@ -152,16 +153,18 @@ impl<'a> Carry<'a> {
                 (0..row.len()).map(|at| row.try_get(at)).collect::<Result<_, _>>().map_err(unread)?;
             push_row(&mut piece, values.into_iter());
             if piece.len() >= PIECE {
-                sink.send(std::mem::take(&mut piece).into()).await.map_err(unwritten)?;
+                kill::around("copy a piece", sink.send(std::mem::take(&mut piece).into()))
+                    .await
+                    .map_err(unwritten)?;
                 let message = Some(format!("reading {}", staged.name()));
                 let done = self.total + came;
                 self.cx.progress(Progress { done, total: None, unit: ProgressUnit::Rows, message });
             }
         }
         if !piece.is_empty() {
-            sink.send(piece.into()).await.map_err(unwritten)?;
+            kill::around("copy a piece", sink.send(piece.into())).await.map_err(unwritten)?;
         }
-        sink.as_mut().finish().await.map_err(unwritten)?;
+        kill::around("end of copy", sink.as_mut().finish()).await.map_err(unwritten)?;
         self.staged[at].rows += came;
         self.total += came;
         Ok(came)
@@ -322,9 +325,7 @@ impl<'a> Carry<'a> {
             staged.to.sql(),
             staged.temp
         );
-        let taken = self
-            .to
-            .execute(&insert, &[])
+        let taken = kill::statement(&insert, self.to.execute(&insert, &[]))
             .await
             .map_err(|error| self.to.failure_without_values(&attempted, &error))?;
         if conflict.ends_with("NOTHING") {

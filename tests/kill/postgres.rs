@@ -1,0 +1,207 @@
+//! Plans of PostgreSQL: rows exactly once, swaps, backups.
+
+use serde_json::{Value, json};
+
+use crate::harness::{every_point, every_point_of_the_resume, twice};
+use crate::world::{Case, World};
+
+const TABLES: &str = "CREATE TABLE counters (name text PRIMARY KEY, n int NOT NULL); \
+    INSERT INTO counters VALUES ('a', 0), ('b', 0), ('c', 0); \
+    CREATE TABLE log (item int); \
+    CREATE TABLE rows (id int, word text); INSERT INTO rows SELECT g, 'word ' || g FROM generate_series(1, 200) g; \
+    CREATE TABLE imported (id int, word text)";
+
+/// Changes that count: applied twice, or not at all, they show.
+const ROWS: Case = Case {
+    name: "rows",
+    set: |world| {
+        world.create("from", TABLES);
+        world.create("to", "CREATE TABLE rows (id int, word text)");
+    },
+    plan: rows,
+    ..Case::PLAIN
+};
+
+fn rows(world: &World) -> Value {
+    let (from, to) = (world.name("from"), world.name("to"));
+    let bump = |name: &str| {
+        json!({ "postgres.execute": {
+            "target": "db", "database": from, "sql": "UPDATE public.counters SET n = n + 1 WHERE name = $1", "params": [name],
+        } })
+    };
+    json!({
+        "steps": {
+            "first": bump("a"),
+            "second": bump("a"),
+            "each": {
+                "for_each": [1, 2],
+                "postgres.execute": {
+                    "target": "db", "database": from, "sql": "INSERT INTO public.log VALUES ($1)", "params": ["{{ item }}"],
+                },
+                "allow": ["unordered_access"], "because": "rows of their own",
+            },
+            "export": { "postgres.export": {
+                "target": "db", "database": from, "table": "public.rows", "to": { "storage": "store", "path": "out/rows.csv" },
+            } },
+            "import": { "postgres.import": {
+                "target": "db", "database": from, "table": "public.imported",
+                "from": { "storage": "store", "path": "{{ steps.export.path }}" },
+            } },
+            "copy": { "postgres.copy_rows": {
+                "from": { "target": "db", "database": from, "table": "public.rows" },
+                "to": { "target": "db", "database": to }, "where": "id <= 50", "on_conflict": "fail",
+            } },
+            "last": bump("b"),
+        },
+        "finally": {
+            "always": { "postgres.execute": {
+                "target": "db", "database": from, "sql": "UPDATE public.counters SET n = 7 WHERE name = 'c'",
+            } },
+        },
+    })
+}
+
+#[test]
+fn rows_are_changed_exactly_once() {
+    every_point(&ROWS, 12);
+}
+
+#[test]
+fn rows_are_changed_exactly_once_killed_twice() {
+    twice(&ROWS, 25);
+}
+
+#[test]
+fn rows_are_changed_exactly_once_killed_in_the_resume() {
+    every_point_of_the_resume(&ROWS, "sql COMMIT: after", 12);
+}
+
+/// A database made, filled, put in another's place; the old one is kept, and a third is dropped.
+const SWAP: Case = Case {
+    name: "swap",
+    set: |world| {
+        world.create("live", TABLES);
+        world.create("spare", TABLES);
+        world.sql("live", "COMMENT ON DATABASE THIS IS 'the one'");
+    },
+    plan: |world| {
+        let (live, new) = (world.name("live"), world.name("new"));
+        let because = "made up for the test";
+        json!({ "steps": {
+            "create": { "postgres.create_database": { "target": "db", "database": new } },
+            "table": { "postgres.execute": {
+                "target": "db", "database": new, "sql": "CREATE TABLE public.counters AS SELECT 1 AS n",
+            } },
+            "swap": {
+                // Named, so that the whole server isn't locked: worlds are side by side.
+                "postgres.swap_databases": { "target": "db", "live": live, "replacement": new, "keep": world.name("old") },
+                "allow": ["unproven_backup", "unverified_destruction"], "because": because,
+            },
+            "count": { "postgres.execute": {
+                "target": "db", "database": live, "sql": "UPDATE public.counters SET n = n + 1",
+            } },
+            "drop": {
+                "postgres.drop_database": { "target": "db", "database": world.name("spare"), "force": true },
+                "allow": ["unproven_backup", "unverified_destruction"], "because": because,
+            },
+        } })
+    },
+    varying: &["create.oid"],
+    ..Case::PLAIN
+};
+
+#[test]
+fn a_swap_happens_once_and_leaves_all_doors_open() {
+    every_point(&SWAP, 12);
+}
+
+#[test]
+fn a_swap_happens_once_killed_twice() {
+    twice(&SWAP, 25);
+}
+
+/// Backups to a folder and a bucket, read back, copied, pruned, restored.
+const BACKUPS: Case = Case {
+    name: "backups",
+    set: |world| {
+        world.create("live", TABLES);
+        let bucket = format!("{}/{}", endpoint(), bucket(world));
+        world.block(async {
+            assert!(reqwest::Client::new().put(bucket).send().await.unwrap().status().is_success());
+        });
+    },
+    targets: |world| {
+        json!({ "bucket": { "storage": {
+            "scheme": "s3", "bucket": bucket(world), "root": "/backups", "endpoint": endpoint(), "region": "us-east-1",
+            "access_key_id": "testing", "secret_access_key": "testing", "disable_config_load": "true",
+        } } })
+    },
+    plan: |world| {
+        let (live, restored) = (world.name("live"), world.name("restored"));
+        let backup = |storage: &str, path: &str| json!({ "postgres.backup": { "target": "db", "database": live, "to": { "storage": storage, "path": path } } });
+        json!({ "steps": {
+            "first": backup("store", "live_1.sql.zst"),
+            "second": backup("store", "live_2.dump"),
+            "off-site": backup("bucket", "live_3.sql.gz"),
+            "copy": { "storage.copy": {
+                "from": { "storage": "store", "path": "{{ steps.second.path }}" },
+                "to": { "storage": "bucket", "path": "copied.dump" },
+            } },
+            "restore": { "postgres.restore": {
+                "target": "db", "database": restored, "create": true,
+                "from": { "storage": "store", "path": "{{ steps.first.path }}" },
+            } },
+            "verify": { "postgres.verify_counts": {
+                "target": "db", "database": restored, "against": { "storage": "store", "path": "{{ steps.first.path }}" },
+            } },
+            "archive": { "postgres.restore": {
+                "target": "db", "database": world.name("archive"), "create": true,
+                "from": { "storage": "store", "path": "{{ steps.second.path }}" },
+            } },
+            "prune": { "storage.prune": { "target": "store", "prefix": "live_", "keep": { "last": 1 } } },
+        } })
+    },
+    look: |world| {
+        let list = format!("{}/{}?list-type=2", endpoint(), bucket(world));
+        let listed = world.block(async { reqwest::get(list).await.unwrap().text().await.unwrap() });
+        let keys = listed.split("<Key>").skip(1).map(|rest| rest.split('<').next().unwrap());
+        keys.collect::<Vec<_>>().into()
+    },
+    varying: &[
+        "first.sha256",
+        "first.bytes",
+        "first.taken_at",
+        "second.sha256",
+        "second.bytes",
+        "second.taken_at",
+        "off-site.sha256",
+        "off-site.bytes",
+        "off-site.taken_at",
+        "copy.sha256",
+        "copy.bytes",
+        "restore.bytes",
+        "restore.taken_at",
+        "archive.bytes",
+        "archive.taken_at",
+        "verify.taken_at",
+    ],
+    ..Case::PLAIN
+};
+
+fn endpoint() -> String {
+    std::env::var("LIFEBOAT_TEST_S3").expect("LIFEBOAT_TEST_S3: start the services with `just services-up`")
+}
+
+fn bucket(world: &World) -> String {
+    world.prefix.replace('_', "-")
+}
+
+#[test]
+fn backups_are_whole_or_not_there() {
+    every_point(&BACKUPS, 40);
+}
+
+#[test]
+fn backups_are_whole_or_not_there_killed_twice() {
+    twice(&BACKUPS, 60);
+}
