@@ -69,6 +69,16 @@ pub fn copy(
     given: &Inputs,
     out: &Out,
 ) -> Result<Option<Plan>, Error> {
+    Ok(shown(reload(copy, environment, kept, given)?, copy, out))
+}
+
+/// The same without showing its problems.
+pub fn reload(
+    copy: &Path,
+    environment: Option<&str>,
+    kept: &BTreeMap<String, Value>,
+    given: &Inputs,
+) -> Result<Loaded, Error> {
     let again: Vec<_> =
         kept.iter().filter(|(name, _)| !given.input.iter().any(|(given, _)| given == *name)).collect();
     if let Some((name, _)) = again.iter().find(|(_, value)| is_masked(value)) {
@@ -84,7 +94,33 @@ pub fn copy(
         .collect();
     inputs.extend(from_files(&given.input)?);
     let environment = environment.map(absolute);
-    Ok(shown(load::load(copy, &Options { environment, inputs, complete: true }), copy, out))
+    Ok(load::load(copy, &Options { environment, inputs, complete: true }))
+}
+
+/// Loads an edited plan that takes over: what the run was given counts on, as far as the plan asks for it.
+pub fn edited(
+    path: &Path,
+    environment: Option<&str>,
+    kept: &BTreeMap<String, Value>,
+    given: &Inputs,
+    out: &Out,
+) -> Result<Option<Ready>, Error> {
+    let names = kept.keys().map(|name| (name.clone(), String::new())).collect();
+    let asked = load::load(path, &Options { inputs: names, ..Options::default() });
+    let unknown = |name: &str| {
+        let said = format!("has no input `{name}`");
+        asked
+            .problems
+            .iter()
+            .any(|problem| problem.code == "lifeboat::unknown_input" && problem.message.ends_with(&said))
+    };
+    let kept: BTreeMap<String, Value> =
+        kept.iter().filter(|(name, _)| !unknown(name)).map(|(name, value)| (name.clone(), value.clone())).collect();
+    let Some(plan) = copy(path, environment, &kept, given, out)? else { return Ok(None) };
+    let mut copies = copies(&plan)?;
+    let was_given = |name: &str| kept.contains_key(name) || given.input.iter().any(|(given, _)| given == name);
+    copies.inputs.retain(|name, value| was_given(name) || !is_masked(value));
+    Ok(Some(Ready { plan, copies }))
 }
 
 /// Whether a kept input lacks a secret that was in it.

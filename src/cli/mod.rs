@@ -3,6 +3,7 @@
 //! Results go to standard output, talk to standard error; how the program ends is
 //! decided in [`exit`] alone. Read next: [`Command`].
 
+mod adjust;
 mod answer;
 mod ask;
 mod audit;
@@ -28,6 +29,7 @@ mod sandbox;
 mod schema;
 mod show;
 mod status;
+mod steer;
 mod steps;
 mod trace;
 
@@ -83,6 +85,7 @@ enum Command {
     Approve(answer::Args),
     /// Answer a waiting step with no
     Reject(answer::Args),
+    Adjust(adjust::Args),
     Report(report::Args),
     Audit(audit::Args),
     Sandbox(sandbox::Args),
@@ -133,6 +136,7 @@ fn run(command: Command, common: &Common, out: &Out) -> Result<Exit, Error> {
         Command::Logs(args) => logs::logs(&args, common, out),
         Command::Approve(args) => answer::answer(&args, true, common, out),
         Command::Reject(args) => answer::answer(&args, false, common, out),
+        Command::Adjust(args) => adjust::adjust(&args, common, out),
         Command::Report(args) => report::report(&args, common, out),
         Command::Audit(args) => audit::audit(&args, common, out),
         Command::Sandbox(args) => block_on(sandbox::sandbox(args, common.state.as_deref(), out)),

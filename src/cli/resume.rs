@@ -9,9 +9,9 @@ use super::exit::{Error, Exit};
 use super::load::{self, Inputs};
 use super::out::{Format, Out};
 use super::run::{How, conclude, console, context};
-use super::{Common, run_folder, sandbox};
-use crate::engine::{self, RunOptions};
-use crate::record::event::{Decision, DecisionAction, RunStatus};
+use super::{Common, run_folder, sandbox, steer};
+use crate::engine::{self, Edit, Foreseen, RunOptions};
+use crate::record::event::{DecisionAction, RunStatus};
 use crate::record::store::RunFolder;
 use crate::report::markdown::action;
 use crate::report::text::{Paint, Table};
@@ -33,6 +33,8 @@ pub struct Args {
     #[command(flatten)]
     inputs: Inputs,
     #[command(flatten)]
+    steer: steer::Args,
+    #[command(flatten)]
     how: How,
     /// `json`: the decisions of a dry-run, or journal records, one a line
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
@@ -40,6 +42,7 @@ pub struct Args {
 }
 
 pub fn resume(args: &Args, common: &Common, out: &Out) -> Result<Exit, Error> {
+    let mut steering = steer::steering(&args.steer)?;
     let store = run_folder::store(common)?;
     let folder = store.find(args.run.as_deref())?;
     let state = folder.state()?;
@@ -49,16 +52,28 @@ pub fn resume(args: &Args, common: &Common, out: &Out) -> Result<Exit, Error> {
     }
     let environment = args.env.clone().or_else(|| state.header.environment_file.clone());
     let copy: PathBuf = folder.plan_copy()?;
-    let Some(plan) = load::copy(&copy, environment.as_deref(), &folder.manifest()?.inputs, &args.inputs, out)?
-    else {
-        return Ok(Exit::Usage);
+    let kept = folder.manifest()?.inputs;
+    let plan = match (&args.steer.plan, &mut steering) {
+        (Some(file), Some(steering)) => {
+            let Some(edited) = load::edited(file, environment.as_deref(), &kept, &args.inputs, out)? else {
+                return Ok(Exit::Usage);
+            };
+            // One that can't be read any more is told where it is needed.
+            let before = load::reload(&copy, environment.as_deref(), &kept, &args.inputs);
+            let before = before.ok().and_then(|loaded| loaded.plan).map(Arc::new);
+            steering.edit = Some(Edit { before, copies: edited.copies });
+            edited.plan
+        }
+        _ => match load::copy(&copy, environment.as_deref(), &kept, &args.inputs, out)? {
+            Some(plan) => plan,
+            None => return Ok(Exit::Usage),
+        },
     };
     let plan = Arc::new(plan);
     let original = Path::new(&state.header.plan_file);
-    if is_edited(original, &copy) {
+    if args.steer.plan.is_none() && is_edited(original, &copy) {
         out.say(&format!(
-            "{} {} was edited since; this run goes on with the plan that it began with, and only a new `lifeboat run` \
-             takes the edit in",
+            "{} {} was edited since; this run goes on with its own copy; `--plan` lets the edited one take over",
             out.talk.warn("!"),
             original.display()
         ));
@@ -69,18 +84,30 @@ pub fn resume(args: &Args, common: &Common, out: &Out) -> Result<Exit, Error> {
     let mut cx = context(&plan, common)?;
     cx.store = store;
     super::block_on(async {
-        let decisions = engine::decide(&cx, &plan, &folder).await?;
+        let foreseen = engine::decide(&cx, &plan, &folder, steering.as_ref()).await?;
         if args.dry_run {
             match args.format {
-                Format::Json => out.print_json(&json!({ "run": folder.id.as_str(), "decisions": decisions }))?,
-                Format::Human => out.print(&page(&folder, &decisions, out.paint))?,
+                Format::Json => {
+                    let mut said = json!({ "run": folder.id.as_str(), "decisions": foreseen.decisions });
+                    if let Some(steered) = &foreseen.steered {
+                        said["steered"] = json!(steered);
+                    }
+                    out.print_json(&said)?;
+                }
+                Format::Human => out.print(&page(&folder, &foreseen, out.paint))?,
             }
             return Ok(Exit::Done);
         }
         if args.format == Format::Human {
-            out.say(&page(&folder, &decisions, out.talk));
+            out.say(&page(&folder, &foreseen, out.talk));
         }
-        let options = RunOptions { jobs: usize::from(args.how.jobs), yes: args.how.yes, ..RunOptions::default() };
+        let options = RunOptions {
+            jobs: usize::from(args.how.jobs),
+            yes: args.how.yes,
+            steering,
+            confirm: args.steer.confirm.clone(),
+            ..RunOptions::default()
+        };
         let ended = engine::resume(&cx, &plan, &folder, options, console(args.format, out)?).await;
         conclude(ended, &cx.store, args.format, out)
     })
@@ -95,9 +122,9 @@ fn is_edited(original: &Path, copy: &Path) -> bool {
 }
 
 /// What will be done with each step, and why.
-fn page(folder: &RunFolder, decisions: &[Decision], paint: Paint) -> String {
+fn page(folder: &RunFolder, foreseen: &Foreseen, paint: Paint) -> String {
     let mut table = Table::new(2);
-    for decision in decisions {
+    for decision in &foreseen.decisions {
         let word = action(decision.action);
         let word = match decision.action {
             DecisionAction::Keep => paint.good(word),
@@ -107,5 +134,6 @@ fn page(folder: &RunFolder, decisions: &[Decision], paint: Paint) -> String {
         };
         table.row([word, decision.step.clone(), decision.reason.clone()]);
     }
-    format!("{}\n{}", paint.strong(&format!("Going on with run {}", folder.id)), table.render(paint))
+    let steered = foreseen.steered.as_ref().map(|steered| steer::page(steered, paint)).unwrap_or_default();
+    format!("{}\n{steered}{}", paint.strong(&format!("Going on with run {}", folder.id)), table.render(paint))
 }

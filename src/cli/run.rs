@@ -90,6 +90,7 @@ pub fn run(args: &Args, common: &Common, out: &Out) -> Result<Exit, Error> {
         no_preflight: args.no_preflight,
         run_id: args.run_id.clone(),
         approved,
+        steering: None,
         copies: loaded.copies,
     };
     confirm(&plan, &mut options, out)?;

@@ -86,6 +86,24 @@ pub enum EngineError {
     /// The plan is not the one that the run began with.
     #[error("the run began with another version of the plan{}", changed(.0))]
     PlanChanged(Vec<String>),
+    /// An operator ordered what can't be ordered.
+    #[error("{message}")]
+    Order {
+        /// What, and why not.
+        message: String,
+        /// What to order instead.
+        help: Option<String>,
+    },
+    /// The real systems don't agree with what an operator says of a step.
+    #[error("step `{step}`: {why}; nothing was touched")]
+    Refused {
+        /// The step.
+        step: StepId,
+        /// What they say.
+        why: String,
+        /// What to do.
+        help: String,
+    },
     /// A later version's engine walked it.
     #[error("the run was walked by a later engine (walker {found}; this one is {})", super::walk::VERSION)]
     NewerWalker {
@@ -133,8 +151,10 @@ impl EngineError {
                 .clone()
                 .unwrap_or_else(|| "make the system reachable, then try again: nothing was changed".to_owned()),
             Self::Interrupted => return None,
+            Self::Order { help, .. } => return help.clone(),
+            Self::Refused { help, .. } => help.clone(),
             Self::PlanChanged(_) => {
-                "leave the plan's file out: `lifeboat resume` uses the copy kept with the run".to_owned()
+                "`lifeboat resume` alone goes on with the copy kept with the run; `--plan FILE` lets an edited plan take over".to_owned()
             }
             Self::NewerWalker { .. } => "use the version of Lifeboat that began it, or a later one".to_owned(),
             Self::Finished(_) => "look at it with `lifeboat report`".to_owned(),
@@ -147,11 +167,12 @@ impl EngineError {
     /// Its exit code's class.
     pub const fn class(&self) -> ExitClass {
         match self {
-            Self::Blocked(_) => ExitClass::Blocked,
+            Self::Blocked(_) | Self::Refused { .. } => ExitClass::Blocked,
             Self::Locked { .. } | Self::Store(StoreError::Locked { .. }) => ExitClass::Locked,
             Self::NotApproved(_)
             | Self::Unconfirmed { .. }
             | Self::PlanChanged(_)
+            | Self::Order { .. }
             | Self::NewerWalker { .. }
             | Self::Finished(_)
             | Self::Store(
@@ -160,7 +181,8 @@ impl EngineError {
                 | StoreError::None(_)
                 | StoreError::Ambiguous { .. }
                 | StoreError::Exists(_)
-                | StoreError::Answer(_),
+                | StoreError::Answer(_)
+                | StoreError::Refused(_),
             ) => ExitClass::Usage,
             Self::Lock { .. } | Self::Undecided { .. } | Self::Store(_) | Self::Journal(_) => ExitClass::Failed,
             Self::Interrupted => ExitClass::Cancelled,

@@ -19,7 +19,7 @@ use crate::record::event::RunStatus;
 use crate::record::lock::{FileLock, Holder, Refused};
 use crate::record::state::Verdict;
 use crate::service::postgres::{Server, Session};
-use crate::step::effect::{Access, Effect, Resource};
+use crate::step::effect::{Access, Effect, Resource, Role};
 
 /// How long a lock that is held is asked for again: a killed holder's session may take a moment to end.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -161,6 +161,11 @@ fn claimed(cx: &Context, run: &RunId, changed: &BTreeSet<Resource>) -> Result<()
 fn makes_or_removes_server(effect: &Effect) -> bool {
     matches!(effect.access, Access::Create | Access::Destroy)
         && database(&effect.resource).is_some_and(|(_, database)| database.is_none())
+}
+
+/// Whether an effect takes something away from those who use it.
+pub(super) fn destroys(effect: &Effect) -> bool {
+    effect.access == Access::Destroy || effect.role == Role::Displaces
 }
 
 /// What the plan's steps do, as far as it is known before the run.

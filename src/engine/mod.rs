@@ -26,6 +26,7 @@ mod guard;
 pub mod objective;
 pub mod preview;
 mod resume;
+mod steering;
 mod turn;
 pub mod walk;
 mod worker;
@@ -39,13 +40,14 @@ use crate::record::sink::Sink;
 use crate::record::state::RunState;
 use crate::record::store::{Copies, RunFolder, Store};
 use crate::service::Services;
-use crate::step::effect::{Access, Effect, Role};
+use crate::step::effect::Effect;
 use control::Control;
 pub use error::{EngineError, ExitClass};
 use guard::Guards;
 pub use preview::preview;
 use preview::{PreviewReport, SavedPreview};
-pub use resume::decide;
+pub use resume::{Foreseen, decide};
+pub use steering::{Edit, Steering};
 
 /// Tells the time; tests fix it.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -121,6 +123,8 @@ pub struct RunOptions {
     pub run_id: Option<RunId>,
     /// Run nothing but what was reviewed.
     pub approved: Option<SavedPreview>,
+    /// What an operator orders, of a resume.
+    pub steering: Option<Steering>,
     /// What the run's folder keeps of the plan, the environment and the inputs. Not needed by a resume.
     pub copies: Copies,
 }
@@ -134,6 +138,7 @@ impl Default for RunOptions {
             no_preflight: false,
             run_id: None,
             approved: None,
+            steering: None,
             copies: Copies::default(),
         }
     }
@@ -199,13 +204,22 @@ pub async fn resume(
     mut console: Console,
 ) -> Result<Ended, EngineError> {
     let (mut run, contents, mut state) = folder.open(cx.now())?;
-    resume::same_plan(plan, &state)?;
+    let steering = options.steering.as_ref();
     let prepared = async {
+        if steering.is_none() {
+            resume::same_plan(plan, &state)?;
+        }
         let guards = Guards::acquire(cx, plan, &folder.id).await?;
-        Ok((guards, resume::resolve(cx, plan, folder, &state, &cx.services).await?))
+        Ok((guards, resume::course(cx, plan, folder, &state, &cx.services, steering).await?))
     };
-    let (guards, resolved) = unless_stopped(&mut console.controls, prepared).await?;
-    let events = resume::events(cx, plan, &state, resolved, contents.torn);
+    let (guards, course) = unless_stopped(&mut console.controls, prepared).await?;
+    let resume::Course { steered, resolved, destroys } = course;
+    confirmed_of(plan, &options, destroys)?;
+    if let Some(change) = steered.as_ref().and_then(|steered| steered.plan.as_ref()) {
+        let copies = steering.and_then(|steering| steering.edit.as_ref()).map(|edit| &edit.copies);
+        folder.keep_edited(&change.copy, copies.unwrap_or(&Copies::default()))?;
+    }
+    let events = resume::events(cx, plan, &state, resolved, steered, contents.torn);
     for record in &contents.records {
         console.sinks.iter_mut().for_each(|sink| sink.past(record));
     }
@@ -254,16 +268,16 @@ async fn unless_stopped<T>(
 /// A protected environment wants its name typed before anything in it is destroyed, or a
 /// database that people use is taken from under them.
 fn confirmed(plan: &Plan, options: &RunOptions) -> Result<(), EngineError> {
+    let destroyed = guard::effects(plan).into_iter().filter(guard::destroys);
+    confirmed_of(plan, options, destroyed.map(|effect| effect.resource.to_string()).collect())
+}
+
+fn confirmed_of(plan: &Plan, options: &RunOptions, destroyed: Vec<String>) -> Result<(), EngineError> {
     let environment = &plan.environment;
     let (true, Some(name)) = (environment.protected, &environment.name) else { return Ok(()) };
     if options.confirm.as_ref() == Some(name) {
         return Ok(());
     }
-    let destroyed: Vec<_> = guard::effects(plan)
-        .into_iter()
-        .filter(|effect| effect.access == Access::Destroy || effect.role == Role::Displaces)
-        .map(|effect| effect.resource.to_string())
-        .collect();
     if destroyed.is_empty() {
         return Ok(());
     }

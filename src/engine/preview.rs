@@ -145,13 +145,56 @@ pub(super) async fn foresee(plan: &Plan, services: Option<&Services>) -> Preview
         step.problems.extend(notes);
         steps.push(step);
     }
+    report(plan, steps, services.is_some())
+}
+
+/// How a step stands before a resume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ahead {
+    /// It is done, and gave these outputs (none, when it was not run).
+    Done,
+    /// It goes on from what an attempt left: only the run knows its own work again.
+    GoesOn,
+    /// It runs from its start.
+    Starts,
+}
+
+/// Walks what is left of a plan.
+pub(super) async fn foresee_rest(
+    plan: &Plan,
+    services: &Services,
+    outputs: BTreeMap<crate::ids::StepId, crate::record::event::Outputs>,
+    ahead: impl Fn(usize) -> Ahead,
+) -> PreviewReport {
+    let services = services.read_only();
+    let redactor = &plan.environment.redactor;
+    let mut walk = Walk { world: World::default(), known: Known { outputs, ..Known::default() } };
+    let mut steps = Vec::new();
+    for (at, step) in plan.steps.iter().enumerate() {
+        let ahead = ahead(at);
+        if ahead == Ahead::Done {
+            continue;
+        }
+        let notes = notes(step, &walk.known, redactor);
+        let (mut preview, effects) = walk.step(step, Some(&services)).await;
+        if ahead == Ahead::GoesOn && preview.action == Action::Blocked {
+            preview = Preview::from_effects(&effects, format!("go on: {}", preview.summary));
+        }
+        let mut step = written(step, &preview, &effects, redactor);
+        step.problems.extend(notes);
+        steps.push(step);
+    }
+    report(plan, steps, true)
+}
+
+fn report(plan: &Plan, steps: Vec<StepPreview>, live: bool) -> PreviewReport {
     let blocked = steps.iter().any(|step| step.action == Action::Blocked.as_str());
     let seconds = |duration: Option<crate::units::Duration>| duration.map(|duration| duration.std().as_secs_f64());
     PreviewReport {
         plan: plan.name.clone(),
         plan_digest: plan.digest.clone(),
         environment: plan.environment.name.clone(),
-        mode: if services.is_some() { PreviewMode::Live } else { PreviewMode::Offline },
+        mode: if live { PreviewMode::Live } else { PreviewMode::Offline },
         verdict: if blocked { PreviewVerdict::Blocked } else { PreviewVerdict::Clear },
         impact: Impact::of(&steps),
         estimate: None,

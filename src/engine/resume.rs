@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::guard::Guards;
 use super::turn::Turns;
 use super::worker::{self, Desk, Job};
-use super::{Context, EngineError, walk};
+use super::{Context, EngineError, Steering, walk};
 use crate::failure::Failure;
 use crate::ids::StepId;
 use crate::plan::{Plan, PlannedStep};
@@ -21,8 +21,8 @@ use crate::record::event::{
     Decision, DecisionAction, ErrorRecord, Event, Outcome, Question, QuestionKind, RunStatus,
 };
 use crate::record::state::{Phase, RunState, StepState, Verdict};
+use crate::record::steering::{OrderKind, Steered};
 use crate::record::store::RunFolder;
-use crate::retry::RetryPolicy;
 use crate::service::Services;
 use crate::step::AfterKill;
 
@@ -38,22 +38,73 @@ pub(super) struct Resolved {
 ///
 /// # Errors
 /// When the run is done, the plan another one, or a system can't be asked.
-pub async fn decide(cx: &Context, plan: &Arc<Plan>, folder: &RunFolder) -> Result<Vec<Decision>, EngineError> {
+pub async fn decide(
+    cx: &Context,
+    plan: &Arc<Plan>,
+    folder: &RunFolder,
+    steering: Option<&Steering>,
+) -> Result<Foreseen, EngineError> {
     let state = folder.state()?;
-    same_plan(plan, &state)?;
-    let resolved = resolve(cx, plan, folder, &state, &cx.services.read_only()).await?;
-    Ok(resolved.into_iter().map(|resolved| resolved.decision).collect())
+    let course = course(cx, plan, folder, &state, &cx.services.read_only(), steering).await?;
+    let Course { steered, resolved, .. } = course;
+    Ok(Foreseen { steered, decisions: resolved.into_iter().map(|resolved| resolved.decision).collect() })
+}
+
+/// What a resume comes to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Foreseen {
+    /// What the operator's orders come to, if there are any.
+    pub steered: Option<Steered>,
+    /// What is done with each step.
+    pub decisions: Vec<Decision>,
+}
+
+/// What a resume comes to, before it is on disk.
+pub(super) struct Course {
+    pub(super) steered: Option<Steered>,
+    pub(super) resolved: Vec<Resolved>,
+    /// What is destroyed by what the operator ordered.
+    pub(super) destroys: Vec<String>,
+}
+
+/// What the operator's orders come to, and then what is done with each step.
+pub(super) async fn course(
+    cx: &Context,
+    plan: &Arc<Plan>,
+    folder: &RunFolder,
+    state: &RunState,
+    services: &Services,
+    steering: Option<&Steering>,
+) -> Result<Course, EngineError> {
+    let Some(steering) = steering else {
+        same_plan(plan, state)?;
+        let resolved = resolve(cx, plan, folder, state, services).await?;
+        return Ok(Course { steered: None, resolved, destroys: Vec::new() });
+    };
+    let course = super::steering::resolve(cx, plan, folder, state, services, steering).await?;
+    let resolved = resolve(cx, plan, folder, &course.state, services).await?;
+    Ok(Course { steered: Some(course.steered), resolved, destroys: course.destroys })
 }
 
 /// Whether the run can go on with this plan: what it did so far must be what the plan says now.
 pub(super) fn same_plan(plan: &Plan, state: &RunState) -> Result<(), EngineError> {
+    resumable(state)?;
+    let now: HashMap<&str, &PlannedStep> = plan.steps.iter().map(|step| (step.id.as_str(), step)).collect();
+    same_steps(plan, state, &now)
+}
+
+/// Whether there is something left to do, and this version can do it.
+pub(super) fn resumable(state: &RunState) -> Result<(), EngineError> {
     if state.status == RunStatus::Succeeded {
         return Err(EngineError::Finished(state.header.run.clone()));
     }
     if state.header.walker > walk::VERSION {
         return Err(EngineError::NewerWalker { found: state.header.walker });
     }
-    let now: HashMap<&str, &PlannedStep> = plan.steps.iter().map(|step| (step.id.as_str(), step)).collect();
+    Ok(())
+}
+
+fn same_steps(plan: &Plan, state: &RunState, now: &HashMap<&str, &PlannedStep>) -> Result<(), EngineError> {
     let mut changed = Vec::new();
     for step in &state.steps {
         match now.get(step.header.id.as_str()) {
@@ -104,9 +155,9 @@ pub(super) async fn resolve(
             id: planned.id.clone(),
             step: turns.step(at).map_err(undecided)?,
             attempt: step.attempt,
+            since: step.since,
             notes: step.notes.clone(),
-            retry: RetryPolicy::default(),
-            timeout: None,
+            limits: worker::Limits::fixed(None),
             cancel: CancellationToken::new(),
         };
         let answer =
@@ -122,6 +173,7 @@ pub(super) fn events(
     plan: &Plan,
     state: &RunState,
     resolved: Vec<Resolved>,
+    steered: Option<Steered>,
     torn: Option<u64>,
 ) -> Vec<Event> {
     let notice = |message: String| Event::Noticed { step: None, message };
@@ -134,6 +186,7 @@ pub(super) fn events(
     if plan.environment.digest != state.header.environment_digest {
         events.push(notice("the environment is not as it was when the run began".to_owned()));
     }
+    events.extend(steered.map(|steered| Event::Steered(Box::new(steered))));
     let (decisions, then): (Vec<_>, Vec<_>) =
         resolved.into_iter().map(|resolved| (resolved.decision, resolved.then)).unzip();
     let version = env!("CARGO_PKG_VERSION").to_owned();
@@ -163,12 +216,12 @@ pub(super) fn interrupted(step: &StepId, why: &str) -> Question {
 fn settled(planned: &PlannedStep, step: &StepState, now: Timestamp) -> (DecisionAction, String) {
     use DecisionAction::{Ask, Keep, Run, Skip};
     match &step.phase {
-        Phase::Finished(_) if planned.finally => {
+        Phase::Finished(_) if planned.finally && !step.is_skipped_by_order() => {
             (Run, "`finally` runs at the end of every run and resume".to_owned())
         }
         Phase::Finished(Outcome::Succeeded { .. }) => match stale(planned, step, now) {
             Some(reason) => (Run, reason),
-            None => (Keep, "it succeeded".to_owned()),
+            None => (Keep, ordered(step).unwrap_or_else(|| "it succeeded".to_owned())),
         },
         Phase::Finished(Outcome::Skipped { reason }) => (Skip, reason.clone()),
         Phase::Finished(Outcome::Failed { error }) => (Run, format!("it failed: {}", error.message)),
@@ -195,8 +248,18 @@ fn settled(planned: &PlannedStep, step: &StepState, now: Timestamp) -> (Decision
             )
         }
         Phase::Pending if step.confirmed => (Run, "a person said yes, and it had not begun".to_owned()),
-        Phase::Pending | Phase::Running => (Run, "it has not run".to_owned()),
+        Phase::Pending | Phase::Running => (Run, ordered(step).unwrap_or_else(|| "it has not run".to_owned())),
     }
+}
+
+/// What an operator ordered of a step that stands as it was left by that.
+fn ordered(step: &StepState) -> Option<String> {
+    let ordered = step.ordered.as_ref()?;
+    let stands = match ordered.order {
+        OrderKind::Skip | OrderKind::MarkDone | OrderKind::Accept => step.is_done(),
+        OrderKind::Rerun => step.attempt < step.since && !step.is_done(),
+    };
+    stands.then(|| ordered.said())
 }
 
 fn stale(planned: &PlannedStep, step: &StepState, now: Timestamp) -> Option<String> {
@@ -256,7 +319,7 @@ fn masked(desk: &Desk, failure: Failure) -> Failure {
 }
 
 /// A desk for questions only: what a step says while it is asked goes to its log.
-fn desk(plan: &Plan, folder: &RunFolder, services: &Services) -> Desk {
+pub(super) fn desk(plan: &Plan, folder: &RunFolder, services: &Services) -> Desk {
     let (reports, _) = mpsc::channel(1);
     let (progress, _) = mpsc::channel(1);
     Desk {

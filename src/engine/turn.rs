@@ -45,6 +45,11 @@ impl Turns {
         }
     }
 
+    /// Takes in what a step gives that was not run.
+    pub(super) fn know(&mut self, at: usize, outputs: crate::record::event::Outputs) {
+        self.known.outputs.insert(self.plan.steps[at].id.clone(), outputs);
+    }
+
     /// Takes in where the run stands, for `{{ run.… }}`.
     pub(super) fn at(&mut self, state: &RunState, status: RunStatus, now: Timestamp) {
         let elapsed = now.duration_since(state.started_at).as_secs().unsigned_abs();

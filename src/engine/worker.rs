@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
@@ -44,10 +44,27 @@ pub(super) struct Job {
     pub(super) step: Arc<dyn Step>,
     /// The announced attempt.
     pub(super) attempt: u32,
+    /// The first attempt that counts.
+    pub(super) since: u32,
     pub(super) notes: Vec<(u32, Value)>,
-    pub(super) retry: RetryPolicy,
-    pub(super) timeout: Option<Duration>,
+    /// May change while it runs.
+    pub(super) limits: watch::Receiver<Limits>,
     pub(super) cancel: CancellationToken,
+}
+
+/// What bounds a step's attempts.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Limits {
+    pub(super) retry: RetryPolicy,
+    /// The bound on one attempt.
+    pub(super) timeout: Option<Duration>,
+}
+
+impl Limits {
+    /// A bound that stays as it is.
+    pub(super) fn fixed(timeout: Option<Duration>) -> watch::Receiver<Self> {
+        watch::channel(Self { retry: RetryPolicy::default(), timeout }).1
+    }
 }
 
 /// What every worker of a run shares.
@@ -83,17 +100,19 @@ pub(super) enum Report {
 
 /// Runs a step to its end.
 pub(super) async fn work(mut job: Job, desk: Desk) {
-    let retry = job.retry.clone();
-    let mut waits = retry.waits(rand::random::<f64>);
+    let mut tried = 0;
     loop {
         let failure = match attempt(&job, &desk).await {
             Ok(done) => return desk.finish(&job, done).await,
             Err(Stopped::Cancelled(reason)) => return desk.end(&job, Outcome::Cancelled { reason }).await,
             Err(Stopped::Failed(failure)) => failure,
         };
+        let retry = job.limits.borrow().retry.clone();
         let again = failure.transient || retry.on == RetryOn::Any;
         let error = desk.error(failure);
-        let Some(wait) = waits.next().filter(|_| again && !job.cancel.is_cancelled()) else {
+        let wait = retry.waits(rand::random::<f64>).nth(tried);
+        tried += 1;
+        let Some(wait) = wait.filter(|_| again && !job.cancel.is_cancelled()) else {
             return desk.end(&job, Outcome::Failed { error }).await;
         };
         let retry_in = wait.std();
@@ -193,7 +212,9 @@ async fn attempt(job: &Job, desk: &Desk) -> Result<Done, Stopped> {
 
 /// One attempt under its timeout.
 async fn bounded(job: &Job, desk: &Desk) -> Result<Done, Stopped> {
-    tracing::info!(step = %job.id, attempt = job.attempt, timeout = ?job.timeout, "begins");
+    let timeout = job.limits.borrow().timeout;
+    tracing::info!(step = %job.id, attempt = job.attempt, ?timeout, "begins");
+    let begun = tokio::time::Instant::now();
     let cancel = CancellationToken::new();
     let log = Arc::new(Log::new(desk.folder.log_path(&job.id, job.attempt), &desk.redactor));
     let cx = desk.context(job, "lifeboat", cancel.clone(), log.clone());
@@ -205,12 +226,7 @@ async fn bounded(job: &Job, desk: &Desk) -> Result<Done, Stopped> {
         }
         kill::around("step run", step.run(&cx)).await
     });
-    let timeout = async {
-        match job.timeout {
-            Some(timeout) => tokio::time::sleep(timeout).await,
-            None => std::future::pending().await,
-        }
-    };
+    let timeout = expiry(job.limits.clone(), begun);
     let cancelled = tokio::select! {
         result = &mut task => {
             log.finish();
@@ -232,7 +248,7 @@ async fn bounded(job: &Job, desk: &Desk) -> Result<Done, Stopped> {
         (Some(Ok(done)), _) => Ok(done),
         (_, true) => Err(Stopped::Cancelled(format!("the run was cancelled{dropped}"))),
         (result, false) => {
-            let bound = job.timeout.map(crate::units::Duration).unwrap_or_default();
+            let bound = job.limits.borrow().timeout.map(crate::units::Duration).unwrap_or_default();
             let said = result.and_then(Result::err).map(|failure| format!(" ({failure})")).unwrap_or_default();
             Err(Stopped::Failed(
                 Failure::transient(format!(
@@ -240,6 +256,24 @@ async fn bounded(job: &Job, desk: &Desk) -> Result<Done, Stopped> {
                 ))
                 .help("give it a longer `timeout`, or find out what holds it up"),
             ))
+        }
+    }
+}
+
+/// Waits until an attempt that began then is over its bound, which may change meanwhile.
+async fn expiry(mut limits: watch::Receiver<Limits>, begun: tokio::time::Instant) {
+    let mut fixed = false;
+    loop {
+        let timeout = limits.borrow_and_update().timeout;
+        let over = async {
+            match timeout {
+                Some(timeout) => tokio::time::sleep_until(begun + timeout).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = over => return,
+            changed = limits.changed(), if !fixed => fixed = changed.is_err(),
         }
     }
 }
@@ -312,6 +346,7 @@ impl Desk {
             run: self.run.clone(),
             step: job.id.clone(),
             attempt: job.attempt,
+            since: job.since,
             services: self.services.for_attempt(&label, cancel.clone()),
             notes: job.notes.clone(),
             reporter: Arc::new(Wire {

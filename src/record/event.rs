@@ -95,6 +95,10 @@ pub enum Event {
         /// The answer.
         answer: Answer,
     },
+    /// An operator ordered something of the run's steps before it goes on, or gave it an edited plan.
+    Steered(Box<super::steering::Steered>),
+    /// An operator gave a step other limits.
+    StepAdjusted(Box<super::steering::Adjustment>),
     /// A message worth keeping: a redone check, a refused answer, an abandoned fence reopened.
     Noticed {
         /// The step it concerns, if one.
@@ -131,8 +135,9 @@ impl Event {
             | Self::StepWaiting { step, .. }
             | Self::StepAnswered { step, .. }
             | Self::Progress { step, .. } => Some(step),
+            Self::StepAdjusted(adjustment) => Some(&adjustment.step),
             Self::Noticed { step, .. } => step.as_deref(),
-            Self::RunStarted(_) | Self::RunResumed { .. } | Self::RunStopped { .. } => None,
+            Self::RunStarted(_) | Self::RunResumed { .. } | Self::Steered(_) | Self::RunStopped { .. } => None,
         }
     }
 }

@@ -14,6 +14,7 @@ use super::inbox::{self, Letter, Message};
 use super::journal::{self, Contents, Journal};
 use super::lock::{self, FileLock, Holder, Refused};
 use super::state::RunState;
+use super::steering::Adjustment;
 use super::store::{Copies, StoreError, io_error};
 use crate::ids::{RunId, StepId};
 
@@ -106,6 +107,23 @@ impl RunFolder {
         }
     }
 
+    /// Gives a step other limits: into the journal when no process works on the run, to that process otherwise.
+    pub fn adjust(&self, adjustment: &Adjustment, now: Timestamp) -> Result<Delivered, StoreError> {
+        self.state()?.check_adjustment(&adjustment.step).map_err(StoreError::Refused)?;
+        match self.open(now) {
+            Ok((mut run, _, state)) => {
+                state.check_adjustment(&adjustment.step).map_err(StoreError::Refused)?;
+                run.journal.append(vec![Event::StepAdjusted(Box::new(adjustment.clone()))], now)?;
+                Ok(Delivered::Journaled)
+            }
+            Err(StoreError::Locked { holder, .. }) => {
+                self.send(&Message::Adjust(adjustment.clone()), now)?;
+                Ok(Delivered::Sent(holder))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Keeps a message for the process that works on the run.
     pub fn send(&self, message: &Message, now: Timestamp) -> Result<(), StoreError> {
         let inbox = self.path.join("inbox");
@@ -125,7 +143,8 @@ impl RunFolder {
 
     /// How the run's own copies of plan and inputs are loaded again.
     pub fn manifest(&self) -> Result<Manifest, StoreError> {
-        let path = self.path.join(MANIFEST);
+        let edited = self.state()?.plan_copy.map(|copy| format!("{copy}.json"));
+        let path = self.path.join(edited.as_deref().unwrap_or(MANIFEST));
         let text = std::fs::read(&path).map_err(|source| io_error("read", &path, source))?;
         serde_json::from_slice(&text).map_err(|error| io_error("read", &path, error.into()))
     }
@@ -133,6 +152,21 @@ impl RunFolder {
     /// The run's own copy of the main plan; those of sub-plans lie beside it as the originals did.
     pub fn plan_copy(&self) -> Result<PathBuf, StoreError> {
         Ok(self.path.join(self.manifest()?.plan))
+    }
+
+    /// The name for the next edited plan's copy: `plan.2`, below the run's folder.
+    pub fn next_copy(&self) -> String {
+        let mut number = 2;
+        while self.path.join(format!("plan.{number}")).exists() {
+            number += 1;
+        }
+        format!("plan.{number}")
+    }
+
+    /// Keeps an edited plan beside the one before, which stays.
+    pub fn keep_edited(&self, name: &str, copies: &Copies) -> Result<(), StoreError> {
+        self.keep_plan(name, &format!("{name}.json"), copies)?;
+        files::sync_folder(&self.path).map_err(|source| io_error("sync", &self.path, source))
     }
 
     /// The run's own copy of the environment, secrets removed.
@@ -150,26 +184,32 @@ impl RunFolder {
     }
 
     pub(super) fn keep(&self, copies: &Copies) -> Result<(), StoreError> {
-        let write = |below: &Path, text: &[u8]| {
-            let path = self.path.join(below);
-            let parent = path.parent().unwrap_or(&self.path);
-            let written = files::make_folder(parent).and_then(|()| files::write(&path, text));
-            written.map_err(|source| io_error("write", &path, source))
-        };
-        let base = common_folder(copies.plans.iter().map(|(path, _)| path.as_path()));
-        let below = |path: &Path| Path::new("plan").join(path.strip_prefix(&base).unwrap_or(path));
-        for (path, text) in &copies.plans {
-            write(&below(path), text.as_bytes())?;
-        }
         if let Some(text) = &copies.environment {
-            write(Path::new("environment.yaml"), text.as_bytes())?;
+            self.write(Path::new("environment.yaml"), text.as_bytes())?;
+        }
+        self.keep_plan("plan", MANIFEST, copies)?;
+        let logs = self.path.join("logs");
+        files::make_folder(&logs).map_err(|source| io_error("create", &logs, source))
+    }
+
+    fn write(&self, below: &Path, text: &[u8]) -> Result<(), StoreError> {
+        let path = self.path.join(below);
+        let parent = path.parent().unwrap_or(&self.path);
+        let written = files::make_folder(parent).and_then(|()| files::write(&path, text));
+        written.map_err(|source| io_error("write", &path, source))
+    }
+
+    /// Writes the plans' text below `name`, and how they are loaded again.
+    fn keep_plan(&self, name: &str, manifest_name: &str, copies: &Copies) -> Result<(), StoreError> {
+        let base = common_folder(copies.plans.iter().map(|(path, _)| path.as_path()));
+        let below = |path: &Path| Path::new(name).join(path.strip_prefix(&base).unwrap_or(path));
+        for (path, text) in &copies.plans {
+            self.write(&below(path), text.as_bytes())?;
         }
         let manifest = Manifest { plan: below(&copies.plan), inputs: copies.inputs.clone() };
         let text =
             serde_json::to_vec_pretty(&manifest).map_err(|error| io_error("write", &self.path, error.into()))?;
-        write(Path::new(MANIFEST), &text)?;
-        let logs = self.path.join("logs");
-        files::make_folder(&logs).map_err(|source| io_error("create", &logs, source))
+        self.write(Path::new(manifest_name), &text)
     }
 
     /// What the run's last record on its status says, read from the journal's end without
@@ -186,7 +226,7 @@ impl RunFolder {
         records.map(|record| record.event).find_map(|event| match event {
             Event::RunStopped { status, .. } => Some(status),
             // Answers and notices may follow a stop; anything else means that a process went on.
-            Event::StepAnswered { .. } | Event::Noticed { .. } => None,
+            Event::StepAnswered { .. } | Event::StepAdjusted(_) | Event::Noticed { .. } | Event::Steered(_) => None,
             _ => Some(RunStatus::Running),
         })
     }

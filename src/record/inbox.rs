@@ -22,6 +22,8 @@ pub enum Message {
         /// The answer.
         answer: Answer,
     },
+    /// Other limits for a step.
+    Adjust(super::steering::Adjustment),
     /// Start no new steps; stop when the running ones are through.
     Pause {
         /// Who asks for it.

@@ -14,5 +14,6 @@ pub mod lock;
 pub mod measure;
 pub mod sink;
 pub mod state;
+pub mod steering;
 mod step_state;
 pub mod store;

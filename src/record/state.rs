@@ -40,6 +40,10 @@ pub struct RunState {
     pub healthy: Option<(Timestamp, Duration)>,
     /// How many records were applied: the next one's `seq`.
     pub records: u64,
+    /// Steps of an earlier plan that the present one doesn't have.
+    pub gone: Vec<StepState>,
+    /// Where the present plan's copy lies below the run's folder, if it isn't the one that the run began with.
+    pub plan_copy: Option<String>,
     index: HashMap<String, usize>,
     busy: usize,
     asking: usize,
@@ -73,6 +77,8 @@ impl RunState {
             waited: Duration::ZERO,
             healthy: None,
             records: 1,
+            gone: Vec::new(),
+            plan_copy: None,
             index,
             busy: 0,
             asking: 0,
@@ -159,6 +165,8 @@ impl RunState {
                 self.reason.clone_from(reason);
             }
             Event::Noticed { step, message } => self.notices.push((at, step.clone(), message.clone())),
+            Event::Steered(steered) => self.steer(steered, at)?,
+            Event::StepAdjusted(adjustment) => self.adjust(adjustment, at)?,
             Event::Progress { .. } => return illegal("progress is not kept"),
             Event::StepStarted { step, attempt } => self.alter(step, |state| state.start(*attempt, at))?,
             Event::StepNoted { step, attempt, note } => self.alter(step, |state| state.note(*attempt, note))?,
@@ -187,13 +195,12 @@ impl RunState {
 
     /// A stopped run hears answers and notices, and is resumed; nothing else happens in it.
     fn check_status(&self, event: &Event) -> Result<(), Illegal> {
-        let quiet = matches!(event, Event::StepAnswered { .. } | Event::Noticed { .. });
+        let quiet = matches!(event, Event::StepAnswered { .. } | Event::StepAdjusted(_) | Event::Noticed { .. });
+        let resumes = matches!(event, Event::RunResumed { .. } | Event::Steered(_));
         match (self.status, event) {
-            (RunStatus::Succeeded, Event::RunResumed { .. }) => {
-                illegal("the run has succeeded: nothing is left to do")
-            }
-            (RunStatus::Running, _) | (_, Event::RunResumed { .. }) => Ok(()),
-            _ if quiet => Ok(()),
+            (RunStatus::Succeeded, _) if resumes => illegal("the run has succeeded: nothing is left to do"),
+            (RunStatus::Running, _) => Ok(()),
+            _ if quiet || resumes => Ok(()),
             (status, _) => illegal(format!("the run is {} and was not resumed", status.as_str())),
         }
     }
@@ -219,8 +226,15 @@ impl RunState {
         Ok(())
     }
 
+    /// Counts anew, after the steps became others.
+    pub(super) fn reindex(&mut self) {
+        self.index = self.steps.iter().enumerate().map(|(at, step)| (step.header.id.clone(), at)).collect();
+        self.busy = self.steps.iter().filter(|step| step.is_busy()).count();
+        self.asking = self.steps.iter().filter(|step| step.is_asking()).count();
+    }
+
     /// Changes one step and keeps count of those that are busy and those that ask.
-    fn alter(
+    pub(super) fn alter(
         &mut self,
         step: &str,
         change: impl FnOnce(&mut StepState) -> Result<(), Illegal>,

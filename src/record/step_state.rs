@@ -37,6 +37,12 @@ pub struct StepState {
     pub confirmed: bool,
     /// A kill left it open whether it happened, and a person did not let it run again.
     pub unresolved: bool,
+    /// The first attempt that counts: what came before was sent back to be run anew.
+    pub since: u32,
+    /// The last order that an operator gave.
+    pub ordered: Option<super::steering::Ordered>,
+    /// Limits that an operator gave it.
+    pub adjusted: Option<super::steering::Adjusted>,
 }
 
 /// Where a step stands.
@@ -99,6 +105,9 @@ impl StepState {
             waited: Duration::ZERO,
             confirmed: false,
             unresolved: false,
+            since: 1,
+            ordered: None,
+            adjusted: None,
         }
     }
 
@@ -255,7 +264,7 @@ impl StepState {
         }
     }
 
-    fn end_wait(&mut self, at: Timestamp) {
+    pub(super) fn end_wait(&mut self, at: Timestamp) {
         if let Phase::Waiting(waiting) = &self.phase {
             self.waited += span(waiting.since, at);
         }

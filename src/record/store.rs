@@ -104,6 +104,9 @@ pub enum StoreError {
         /// Who, if known.
         holder: Option<Box<Holder>>,
     },
+    /// An order that can't be taken.
+    #[error("{0}")]
+    Refused(String),
     /// An answer that doesn't count.
     #[error("the answer is refused: {0}")]
     Answer(String),
@@ -126,7 +129,7 @@ impl StoreError {
                     "look at it with `lifeboat status {run}`; the lock goes with that process, it needs no cleaning"
                 )
             }
-            Self::Illegal { .. } | Self::Answer(_) => return None,
+            Self::Illegal { .. } | Self::Answer(_) | Self::Refused(_) => return None,
         })
     }
 }

@@ -15,6 +15,7 @@ use crate::record::event::{
 };
 use crate::record::measure::measure;
 use crate::record::state::{Illegal, Phase, RunState, StepState, Verdict, Waiting};
+use crate::record::steering::{Adjusted, Ordered};
 
 /// The format that this version writes; fields are added without a new one.
 pub const FORMAT: u32 = 1;
@@ -66,6 +67,12 @@ pub struct Evidence {
     pub recovery: Recovery,
     /// Every step in the plan's order.
     pub steps: Vec<StepEvidence>,
+    /// Steps of an earlier version of the plan that the present one doesn't have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gone: Vec<StepEvidence>,
+    /// What operators ordered, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steered: Vec<super::steered::Given>,
     /// Each time that another process went on.
     pub resumes: Vec<Resume>,
     /// Messages kept on the way.
@@ -162,6 +169,12 @@ pub struct StepEvidence {
     /// Every answer it got, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub answers: Vec<Answer>,
+    /// The last order that an operator gave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ordered: Option<Ordered>,
+    /// Limits that an operator gave it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adjusted: Option<Adjusted>,
 }
 
 /// Where a step stands.
@@ -243,6 +256,7 @@ impl Evidence {
         let state = RunState::fold(records)?;
         let mut evidence = Self::from_state(&state, head);
         for record in records {
+            evidence.steered.extend(super::steered::Given::of(record));
             if let Event::RunResumed { by, version, decisions } = &record.event {
                 evidence.resumes.push(Resume {
                     at: record.at,
@@ -282,6 +296,8 @@ impl Evidence {
             waited: state.waited.as_secs_f64(),
             recovery: Recovery::of(state),
             steps: state.steps.iter().map(StepEvidence::of).collect(),
+            gone: state.gone.iter().map(StepEvidence::of).collect(),
+            steered: Vec::new(),
             resumes: Vec::new(),
             notices: state.notices.iter().map(notice).collect(),
             journal: JournalEvidence { records: state.records, head: head.to_owned() },
@@ -356,6 +372,8 @@ impl StepEvidence {
                 Verdict::Open => None,
             }),
             answers: step.answers.clone(),
+            ordered: step.ordered.clone(),
+            adjusted: step.adjusted.clone(),
         }
     }
 }

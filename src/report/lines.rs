@@ -87,6 +87,8 @@ impl Lines {
                 let note = answer.note.as_ref().map(|note| format!(": {note}")).unwrap_or_default();
                 self.step(StepStatus::of(state.step(step)?), step, &format!("{word} by {}{note}", answer.by))
             }
+            Event::StepAdjusted(adjustment) => super::steered::adjusted(adjustment, paint),
+            Event::Steered(steered) => super::steered::line(steered, paint),
             Event::Noticed { step, message } => match step {
                 Some(step) => format!("{} {step}: {message}", paint.warn("!")),
                 None => format!("{} {message}", paint.warn("!")),

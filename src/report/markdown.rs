@@ -13,6 +13,7 @@ pub fn markdown(evidence: &Evidence) -> String {
     text.push_str(&steps(evidence));
     text.push_str(&errors(evidence));
     text.push_str(&people(evidence));
+    text.push_str(&section("Steered", super::steered::markdown(evidence)));
     text.push_str(&resumes(evidence));
     text.push_str(&notices(evidence));
     let _ = write!(
@@ -224,7 +225,7 @@ fn cell(text: &str) -> String {
 }
 
 /// Text from outside must not turn into markup.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         if matches!(c, '<' | '>' | '*' | '_' | '[' | ']' | '#' | '|') {

@@ -12,6 +12,7 @@ pub mod live;
 pub mod markdown;
 pub mod next;
 pub mod page;
+pub mod steered;
 pub mod text;
 
 #[cfg(test)]

@@ -57,6 +57,24 @@ pub fn actions(
             }
             add(format!("resume {run} --dry-run"), "what going on would do, and why");
             add(format!("resume {run}"), "go on; what succeeded is kept");
+            let stuck = |step: &&StepEvidence| {
+                step.state == StepStatus::Failed
+                    && !step.finally
+                    && step.answers.is_empty()
+                    && step.errors.last().is_some_and(|last| !last.error.transient)
+            };
+            // Trying again alone won't help: somebody does it by hand, or mends the plan.
+            if let Some(step) = evidence.steps.iter().find(stuck) {
+                let id = quote(&step.id);
+                add(
+                    format!("resume {run} --mark-done {id} --because '…'"),
+                    "go on once it is done by hand; the real systems must agree",
+                );
+                add(
+                    format!("resume {run} --plan FILE --because '…'"),
+                    "go on with a mended plan; what succeeded is kept",
+                );
+            }
         }
     }
     actions

@@ -15,6 +15,12 @@ pub fn page(evidence: &Evidence, now: Timestamp, holder: Option<&str>, actions: 
     text.push_str(&facts(evidence, now, holder, paint));
     text.push('\n');
     text.push_str(&steps(evidence, now, holder.is_some(), paint));
+    if !evidence.gone.is_empty() {
+        let gone: Vec<_> =
+            evidence.gone.iter().map(|step| format!("{} ({})", step.id, step.state.as_str())).collect();
+        let _ =
+            writeln!(text, "\n{} {}", paint.dim("no longer in the plan:"), wrap(&gone.join(", "), paint.width, 2));
+    }
     for step in &evidence.steps {
         text.push_str(&trouble(step, paint));
         text.push_str(&question(step, paint));
@@ -146,11 +152,15 @@ fn said(step: &StepEvidence, alive: bool, paint: Paint) -> String {
             format!("answered {answer}{last}; a resume takes it in")
         }
         StepStatus::Running if !alive => paint.bad("cut off: what became of it is found out by a resume"),
+        StepStatus::Skipped if step.ordered.is_some() => step.reason.clone().unwrap_or_default(),
         state => {
             let why = step.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
             format!("{}{why}", state.as_str())
         }
     };
+    if let Some(adjusted) = &step.adjusted {
+        let _ = write!(text, " ({} by {})", adjusted.limits.said(), adjusted.by);
+    }
     if step.attempts > 1 && step.state == StepStatus::Running {
         let _ = write!(text, " (attempt {})", step.attempts);
     } else if step.attempts > 1 {

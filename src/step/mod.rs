@@ -406,6 +406,8 @@ pub struct RunCx {
     /// The real systems. Connections carry `lifeboat:<run>:<step>:<attempt>` as their name
     /// and end when `cancel` is triggered.
     pub services: Services,
+    /// The first attempt that counts: an operator sent what came before back to be run anew.
+    pub since: u32,
     /// What earlier attempts of this step noted, oldest first: attempt and note.
     pub notes: Vec<(u32, Value)>,
     /// Where notes, progress and log lines go.
@@ -423,6 +425,15 @@ impl fmt::Debug for RunCx {
 }
 
 impl RunCx {
+    /// The step's name on what it makes, by which later attempts know their own work again.
+    /// After a `--rerun` it is another one, as what was made before is not what is asked for now.
+    pub fn mark(&self) -> String {
+        match self.since {
+            0 | 1 => self.step.to_string(),
+            since => format!("{}#{since}", self.step),
+        }
+    }
+
     /// Writes a note to the journal and waits until it is on disk. Call it before the
     /// effect that the note helps to find again.
     ///

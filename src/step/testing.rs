@@ -59,6 +59,7 @@ pub fn cx(services: &Services) -> (RunCx, Arc<Recorder>) {
         run: RunId::parse("20261124-062329-bako").unwrap(),
         step: StepId::from("step"),
         attempt: 1,
+        since: 1,
         services: services.clone(),
         notes: vec![],
         reporter: recorder.clone(),

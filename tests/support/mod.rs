@@ -255,6 +255,7 @@ impl Harness {
             run: self.run.clone(),
             step: self.id.clone(),
             attempt,
+            since: 1,
             services: self.services.for_attempt(&label, self.cancel.clone()),
             notes: self.journal.notes(),
             reporter: Arc::new(AttemptReporter { attempt, journal: self.journal.clone() }),

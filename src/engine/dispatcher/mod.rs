@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::{Id, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+mod limits;
 mod people;
 mod reports;
 
@@ -80,6 +81,8 @@ struct Dispatcher<'a> {
     /// The person at the terminal left a question open.
     declined: bool,
     durations: Earlier,
+    /// The limits of the steps that run.
+    limits: HashMap<usize, tokio::sync::watch::Sender<worker::Limits>>,
     warned: bool,
 }
 
@@ -141,6 +144,7 @@ impl<'a> Dispatcher<'a> {
             asking: None,
             declined: false,
             warned: false,
+            limits: HashMap::new(),
         }
     }
 
@@ -201,16 +205,17 @@ impl<'a> Dispatcher<'a> {
         Ok(())
     }
 
-    fn job(&self, at: usize, step: Arc<dyn crate::step::Step>, attempt: u32) -> Job {
+    fn job(&mut self, at: usize, step: Arc<dyn crate::step::Step>, attempt: u32) -> Job {
+        let limits = self.limits(at);
         let planned = &self.plan.steps[at];
         Job {
             at,
             id: planned.id.clone(),
             step,
             attempt,
+            since: self.state.steps[at].since,
             notes: self.state.steps[at].notes.clone(),
-            retry: planned.retry.clone(),
-            timeout: planned.timeout.map(crate::units::Duration::std),
+            limits,
             cancel: self.cancel[usize::from(planned.finally)].clone(),
         }
     }

@@ -113,6 +113,7 @@ impl Dispatcher<'_> {
         for letter in self.folder.receive()? {
             match &letter.message {
                 Ok(Message::Answer { step, answer }) => self.answer(step, answer.clone())?,
+                Ok(Message::Adjust(adjustment)) => self.adjust(adjustment)?,
                 Ok(Message::Pause { by }) => self.control(Control::Pause, Some(by.clone()))?,
                 Ok(Message::Cancel { by }) => self.control(Control::Cancel, Some(by.clone()))?,
                 Err(why) => {

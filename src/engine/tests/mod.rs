@@ -19,7 +19,7 @@ use crate::record::event::{Outcome, Outputs, QuestionKind, Record};
 use crate::record::state::Phase;
 use crate::retry::RetryPolicy;
 use crate::secret::Redactor;
-use crate::step::effect::Resource;
+use crate::step::effect::{Access, Resource};
 use crate::step::{
     Action, AfterKill, Certainty, Done, Output, Preview, PreviewCx, RunCx, Step, StepType, TypeInfo, ValueKind,
 };
@@ -30,6 +30,7 @@ mod locks;
 mod people;
 mod plans;
 mod resumes;
+mod steers;
 
 /// Does what its parameters say, and leaves a line in a file for each time that it acts.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -312,6 +313,11 @@ impl Bench {
 
     async fn resume(&self, plan: &Arc<Plan>, folder: &RunFolder) -> Ended {
         resume(&self.cx, plan, folder, RunOptions::default(), self.console()).await.unwrap()
+    }
+
+    async fn steer(&self, plan: &Arc<Plan>, folder: &RunFolder, steering: Steering) -> Result<Ended, EngineError> {
+        let options = RunOptions { steering: Some(steering), ..RunOptions::default() };
+        resume(&self.cx, plan, folder, options, self.console()).await
     }
 
     /// Runs until `met`, then as if the process were killed: the journal ends there.

@@ -10,8 +10,8 @@ fn started(step: &'static str) -> impl Fn(&Event) -> bool {
 }
 
 async fn decisions(bench: &Bench, plan: &Arc<Plan>, folder: &RunFolder) -> Vec<(String, DecisionAction)> {
-    let decisions = decide(&bench.cx, plan, folder).await.unwrap();
-    decisions.into_iter().map(|decision| (decision.step, decision.action)).collect()
+    let foreseen = decide(&bench.cx, plan, folder, None).await.unwrap();
+    foreseen.decisions.into_iter().map(|decision| (decision.step, decision.action)).collect()
 }
 
 /// A run killed while step `a` hangs; what its type answers afterwards.
@@ -154,6 +154,24 @@ async fn a_stale_proof_is_given_again() {
         assert_eq!(lines(&touch).len(), before + 1, "{hours}");
         assert!(ended.state.last_at >= ended.state.started_at && ended.state.waited.is_zero());
     }
+}
+
+#[tokio::test]
+async fn a_stale_proof_that_fails_now_stops_what_needs_it_and_reruns_nothing_else() {
+    let mut bench = Bench::new();
+    let touch = bench.path("acts");
+    let valid_for = Some(crate::units::Duration::seconds(60));
+    let plan = |check: Value| {
+        let check = PlannedStep { valid_for, definition: "check".to_owned(), ..step("check", check) };
+        let needs = needing("done", json!({ "touch": touch }), &["check"]);
+        plan(vec![check, needs, needing("b", json!({ "fail": "x" }), &["done", "check"])])
+    };
+    let folder = bench.run(&plan(json!({ "touch": touch }))).await.folder;
+    bench.cx.clock = Arc::new(|| Timestamp::now() + jiff::SignedDuration::from_secs(61));
+    let ended = bench.resume(&plan(json!({ "fail": "stale" })), &folder).await;
+    assert_eq!((ended.state.status, failure(&ended, "check")), (RunStatus::Failed, "stale"));
+    assert!(matches!(outcome(&ended, "b"), Outcome::NotRun { .. }), "{:?}", outcome(&ended, "b"));
+    assert_eq!(lines(&touch), ["check 1", "done 1"], "what succeeded behind it is kept");
 }
 
 #[tokio::test]

@@ -377,7 +377,7 @@ impl Run {
             let removed = engine.remove(&old.id, false, false).await;
             removed.map_err(|failure| failure.context(format!("remove the old container {}", self.name)))?;
         }
-        let labels = [(RUN, cx.run.to_string()), (STEP, cx.step.to_string()), (MADE_OF, made_of)];
+        let labels = [(RUN, cx.run.to_string()), (STEP, cx.mark()), (MADE_OF, made_of)];
         let labels = labels.map(|(label, value)| (label.to_owned(), value)).into();
         let id = engine.create(wanted, labels).await?;
         engine.container(&id).await
@@ -422,7 +422,7 @@ async fn pull(cx: &RunCx, engine: &Engine, image: &str) -> Result<(), Failure> {
 
 fn is_own(cx: &RunCx, container: &Container) -> bool {
     container.labels.get(RUN).map(String::as_str) == Some(cx.run.as_str())
-        && container.labels.get(STEP).map(String::as_str) == Some(cx.step.as_str())
+        && container.labels.get(STEP).map(String::as_str) == Some(cx.mark().as_str())
 }
 
 /// The last note about making it.

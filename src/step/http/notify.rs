@@ -157,7 +157,7 @@ impl Notify {
             text: self.message.clone(),
             severity: self.severity.as_str(),
             run: cx.run.to_string(),
-            step: cx.step.to_string(),
+            step: cx.mark(),
             repeated,
         }
     }

@@ -137,7 +137,7 @@ impl Step for Request {
     async fn run(&self, cx: &RunCx) -> Result<Done, Failure> {
         let (http, url) = self.reach(&cx.services)?;
         let mut headers = self.headers.clone();
-        headers.insert("Idempotency-Key".to_owned(), format!("{}:{}", cx.run, cx.step));
+        headers.insert("Idempotency-Key".to_owned(), format!("{}:{}", cx.run, cx.mark()));
         let body = self.json.as_ref().map_or(Body::None, Body::Json);
         let ask = Ask { method: self.method.as_str(), url: &url, headers: &headers, body };
         let perhaps_before = cx.notes.last().is_some_and(|(_, note)| note["sending"] == true);
@@ -187,7 +187,7 @@ impl Step for Request {
         } else if self.idempotent {
             AfterKill::RunAgain { why: "the plan says that it may be sent again (`idempotent`)".to_owned() }
         } else {
-            let key = format!("{}:{}", cx.run, cx.step);
+            let key = format!("{}:{}", cx.run, cx.mark());
             let why = format!("{shown} may have arrived; look at the service for the Idempotency-Key {key}");
             AfterKill::CannotTell { why }
         })

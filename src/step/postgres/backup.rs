@@ -304,7 +304,7 @@ impl Step for Backup {
             partial: !(self.schemas.is_empty() && self.tables.is_empty() && self.exclude.is_empty()),
             globals,
             run: cx.run.to_string(),
-            step: cx.step.to_string(),
+            step: cx.mark(),
         };
         manifest.store(&storage, &writer(cx)).await?;
         Ok(done(&manifest))
@@ -425,7 +425,7 @@ impl Backup {
     }
 
     fn is_ours(&self, manifest: &Manifest, cx: &RunCx) -> bool {
-        manifest.run == cx.run.as_str() && manifest.step == cx.step.as_str() && manifest.path == self.to.path
+        manifest.run == cx.run.as_str() && manifest.step == cx.mark() && manifest.path == self.to.path
     }
 
     /// Writes the server's roles beside the backup.

@@ -151,7 +151,7 @@ impl Step for BaseBackupStep {
                 stopped_at,
                 system_identifier: facts.system_identifier.clone(),
                 run: cx.run.to_string(),
-                step: cx.step.to_string(),
+                step: cx.mark(),
             };
             publish(&draft, &folder, &passport)?;
             Ok((backup, passport))
@@ -175,7 +175,7 @@ impl Step for BaseBackupStep {
                 AfterKill::DidNotHappen { why: what }
             });
         }
-        let ours = Passport::of(&folder).filter(|it| it.run == cx.run.as_str() && it.step == cx.step.as_str());
+        let ours = Passport::of(&folder).filter(|it| it.run == cx.run.as_str() && it.step == cx.mark());
         let Some(passport) = ours else {
             return Ok(AfterKill::CannotTell {
                 why: format!("{} is there, but not by this step", folder.display()),

@@ -223,7 +223,7 @@ impl Step for RecoverTo {
 }
 
 fn is_ours(mark: &Mark, cx: &RunCx) -> bool {
-    mark.run == cx.run.as_str() && mark.step == cx.step.as_str()
+    mark.run == cx.run.as_str() && mark.step == cx.mark()
 }
 
 /// How a replaying server stands.
@@ -277,7 +277,7 @@ impl RecoverTo {
         verify(&verifier, &plan.backup.folder, cx).await?;
         let mut mark = Mark {
             run: cx.run.to_string(),
-            step: cx.step.to_string(),
+            step: cx.mark(),
             stage: Stage::Copying,
             bin_dir,
             reached_at: None,

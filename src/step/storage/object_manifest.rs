@@ -50,7 +50,7 @@ impl ObjectManifest {
             taken_at,
             server_version,
             run: cx.run.to_string(),
-            step: cx.step.to_string(),
+            step: cx.mark(),
         }
     }
 
@@ -102,6 +102,6 @@ impl ObjectManifest {
 
     /// Whether it is of this run's step.
     pub fn is_of(&self, cx: &crate::step::RunCx) -> bool {
-        (self.run.as_str(), self.step.as_str()) == (cx.run.as_str(), cx.step.as_str())
+        self.run == cx.run.as_str() && self.step == cx.mark()
     }
 }
