@@ -29,7 +29,9 @@ mod schema;
 mod show;
 mod status;
 mod steps;
+mod stop;
 mod trace;
+mod undo;
 
 use std::process::ExitCode;
 
@@ -76,6 +78,7 @@ enum Command {
     Graph(graph::Args),
     Run(run::Args),
     Resume(resume::Args),
+    Undo(undo::Args),
     Runs(runs::Args),
     Status(status::Args),
     Logs(logs::Args),
@@ -83,6 +86,8 @@ enum Command {
     Approve(answer::Args),
     /// Answer a waiting step with no
     Reject(answer::Args),
+    Pause(stop::PauseArgs),
+    Cancel(stop::CancelArgs),
     Report(report::Args),
     Audit(audit::Args),
     Sandbox(sandbox::Args),
@@ -128,11 +133,14 @@ fn run(command: Command, common: &Common, out: &Out) -> Result<Exit, Error> {
         Command::Graph(args) => graph::graph(&args, out),
         Command::Run(args) => run::run(&args, common, out),
         Command::Resume(args) => resume::resume(&args, common, out),
+        Command::Undo(args) => undo::undo(&args, common, out),
         Command::Runs(args) => runs::runs(&args, common, out),
         Command::Status(args) => status::status(&args, common, out),
         Command::Logs(args) => logs::logs(&args, common, out),
         Command::Approve(args) => answer::answer(&args, true, common, out),
         Command::Reject(args) => answer::answer(&args, false, common, out),
+        Command::Pause(args) => stop::pause(&args.asked, common, out),
+        Command::Cancel(args) => stop::cancel(&args.asked, common, out),
         Command::Report(args) => report::report(&args, common, out),
         Command::Audit(args) => audit::audit(&args, common, out),
         Command::Sandbox(args) => block_on(sandbox::sandbox(args, common.state.as_deref(), out)),

@@ -95,6 +95,26 @@ pub enum EngineError {
     /// Nothing is left to do.
     #[error("run {0} has succeeded: nothing is left to do")]
     Finished(String),
+    /// The run is being taken back, or has been.
+    #[error("run {0} is being taken back, or has been, and can't be resumed")]
+    BeingUndone(String),
+    /// All that could be taken back was.
+    #[error("run {0} has been undone: nothing is left to take back")]
+    Undone(String),
+    /// No step has an `undo` that could be run.
+    #[error("run {0} did nothing that `lifeboat undo` can take back")]
+    NothingToUndo(String),
+    /// A step that a kill cut off still goes on in the world.
+    #[error("step `{step}` was cut off, and still goes on: {what}")]
+    StillGoing {
+        /// The step.
+        step: StepId,
+        /// What goes on.
+        what: String,
+    },
+    /// A step to leave as it is that isn't taken back.
+    #[error("{0}")]
+    Leave(String),
     /// It could not be found out what became of a step in flight.
     #[error("step `{step}` was cut off, and it could not be found out what became of it: {failure}")]
     Undecided {
@@ -137,6 +157,15 @@ impl EngineError {
                 "leave the plan's file out: `lifeboat resume` uses the copy kept with the run".to_owned()
             }
             Self::NewerWalker { .. } => "use the version of Lifeboat that began it, or a later one".to_owned(),
+            Self::BeingUndone(run) => format!("go on with `lifeboat undo {run}`, or start a new run"),
+            Self::Undone(_) => "start a new run with `lifeboat run`".to_owned(),
+            Self::NothingToUndo(run) => {
+                format!(
+                    "`lifeboat status {run}` says what it left; `undo:` in the plan says how to take a step back"
+                )
+            }
+            Self::StillGoing { .. } => "wait until it has ended, then try again: nothing was changed".to_owned(),
+            Self::Leave(_) => "`lifeboat undo --dry-run` lists what is taken back".to_owned(),
             Self::Finished(_) => "look at it with `lifeboat report`".to_owned(),
             Self::Store(error) => return error.help(),
             Self::Journal(error) => error.help(),
@@ -154,6 +183,10 @@ impl EngineError {
             | Self::PlanChanged(_)
             | Self::NewerWalker { .. }
             | Self::Finished(_)
+            | Self::BeingUndone(_)
+            | Self::Undone(_)
+            | Self::NothingToUndo(_)
+            | Self::Leave(_)
             | Self::Store(
                 StoreError::Unsupported(_)
                 | StoreError::Unknown { .. }
@@ -162,7 +195,11 @@ impl EngineError {
                 | StoreError::Exists(_)
                 | StoreError::Answer(_),
             ) => ExitClass::Usage,
-            Self::Lock { .. } | Self::Undecided { .. } | Self::Store(_) | Self::Journal(_) => ExitClass::Failed,
+            Self::Lock { .. }
+            | Self::Undecided { .. }
+            | Self::StillGoing { .. }
+            | Self::Store(_)
+            | Self::Journal(_) => ExitClass::Failed,
             Self::Interrupted => ExitClass::Cancelled,
             Self::Defect(_) => ExitClass::Defect,
         }

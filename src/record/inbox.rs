@@ -26,12 +26,25 @@ pub enum Message {
     Pause {
         /// Who asks for it.
         by: String,
+        /// Why, if that was said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        because: Option<String>,
     },
     /// Stop the running steps.
     Cancel {
         /// Who asks for it.
         by: String,
+        /// Why, if that was said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        because: Option<String>,
     },
+}
+
+impl Message {
+    /// Whether it was meant for a process that is gone: another one, gone on since, was not asked to stop.
+    pub const fn is_stale_after_restart(&self) -> bool {
+        matches!(self, Self::Pause { .. } | Self::Cancel { .. })
+    }
 }
 
 /// A message, and the file that keeps it until it is taken in.

@@ -16,3 +16,4 @@ pub mod sink;
 pub mod state;
 mod step_state;
 pub mod store;
+pub mod undo;

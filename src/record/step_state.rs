@@ -255,7 +255,7 @@ impl StepState {
         }
     }
 
-    fn end_wait(&mut self, at: Timestamp) {
+    pub(super) fn end_wait(&mut self, at: Timestamp) {
         if let Phase::Waiting(waiting) = &self.phase {
             self.waited += span(waiting.since, at);
         }

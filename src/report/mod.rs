@@ -13,6 +13,7 @@ pub mod markdown;
 pub mod next;
 pub mod page;
 pub mod text;
+pub mod world;
 
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use super::evidence::{Evidence, Objective, StepEvidence, StepStatus, seconds};
 use super::next::{self, Action};
 use super::text::{Paint, Table, moment, plural, span, wrap};
+use super::world;
 use crate::record::event::RunStatus;
 
 /// Draws the page as of `now`. `holder` names the process that works on the run, if one does.
@@ -15,6 +16,11 @@ pub fn page(evidence: &Evidence, now: Timestamp, holder: Option<&str>, actions: 
     text.push_str(&facts(evidence, now, holder, paint));
     text.push('\n');
     text.push_str(&steps(evidence, now, holder.is_some(), paint));
+    text.push_str(&world::undo(evidence.undo.as_ref(), paint));
+    // Of a recovery that came to its end, its steps say it all.
+    if evidence.status != RunStatus::Succeeded {
+        text.push_str(&evidence.world.render(paint));
+    }
     for step in &evidence.steps {
         text.push_str(&trouble(step, paint));
         text.push_str(&question(step, paint));
@@ -35,6 +41,7 @@ pub fn status(status: RunStatus, alive: bool, paint: Paint) -> String {
         RunStatus::Paused => paint.warn("‖ paused"),
         RunStatus::Waiting => paint.warn("? waits for a person"),
         RunStatus::Cancelled => paint.bad("■ cancelled"),
+        RunStatus::Undone => paint.good("↶ undone"),
     }
 }
 
@@ -119,7 +126,12 @@ fn objective(measured: Option<f64>, objective: Option<Objective>, unknown: &str,
 fn steps(evidence: &Evidence, now: Timestamp, alive: bool, paint: Paint) -> String {
     let mut table = Table::new(2).right(&[2]);
     let mut finally = false;
+    let mut undo = false;
     for step in &evidence.steps {
+        if step.undoes.is_some() && !undo {
+            undo = true;
+            table.row([paint.dim("undo")]);
+        }
         if step.finally && !finally {
             finally = true;
             table.row([paint.dim("finally")]);

@@ -30,6 +30,7 @@ mod locks;
 mod people;
 mod plans;
 mod resumes;
+mod undo;
 
 /// Does what its parameters say, and leaves a line in a file for each time that it acts.
 #[derive(Debug, Default, Deserialize, JsonSchema)]

@@ -4,7 +4,7 @@ use super::*;
 use crate::plan::load::{Options, load_text};
 
 /// Loads a plan's text; `@` in it is the bench's folder.
-fn loaded(bench: &Bench, text: &str) -> Arc<Plan> {
+pub(super) fn loaded(bench: &Bench, text: &str) -> Arc<Plan> {
     let text = text.replace('@', bench.folder.path().to_str().unwrap());
     let loaded = load_text("test.yaml", text.as_bytes(), &Options { complete: true, ..Options::default() });
     let messages: Vec<_> = loaded.problems.iter().filter(|problem| problem.is_error()).collect();
