@@ -40,13 +40,6 @@ pub enum Message {
     },
 }
 
-impl Message {
-    /// Whether it was meant for a process that is gone: another one, gone on since, was not asked to stop.
-    pub const fn is_stale_after_restart(&self) -> bool {
-        matches!(self, Self::Pause { .. } | Self::Cancel { .. })
-    }
-}
-
 /// A message, and the file that keeps it until it is taken in.
 #[derive(Debug)]
 pub struct Letter {
@@ -56,6 +49,14 @@ pub struct Letter {
 }
 
 impl Letter {
+    /// Whether it asks a process to stop that had ended before `since`: the one that goes on was not asked.
+    pub fn is_stale(&self, since: Timestamp) -> bool {
+        let stops = matches!(self.message, Ok(Message::Pause { .. } | Message::Cancel { .. }));
+        let name = self.path.file_name().and_then(|name| name.to_str()).and_then(|name| name.split('-').next());
+        let sent = name.and_then(|sent| sent.parse::<i128>().ok());
+        stops && sent.is_some_and(|sent| sent < since.as_nanosecond())
+    }
+
     /// Removes the file: call it once the message's effect is on disk.
     pub fn done(self) -> io::Result<()> {
         std::fs::remove_file(self.path)

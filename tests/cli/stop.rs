@@ -47,15 +47,25 @@ fn status(bench: &Bench) -> Value {
     serde_json::from_str(&bench.ends(0, &["status", "--format", "json"]).stdout()).unwrap()
 }
 
+/// Waits until the run's evidence is so.
+fn until(bench: &Bench, met: impl Fn(&Value) -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !met(&status(bench)) {
+        assert!(std::time::Instant::now() < deadline, "{}", status(bench));
+        std::thread::sleep(std::time::Duration::from_millis(30));
+    }
+}
+
 #[test]
 fn a_run_is_paused_from_another_terminal() {
     let bench = Bench::new(&[("gated.yaml", GATED)]);
     let mut child = begun(&bench, "gated.yaml");
     let run = bench.latest();
-    let told = bench.ends(0, &["pause", &run, "--because", "lunch"]).stdout();
+    let waiter = bench.start(&["pause", &run, "--because", "lunch", "--wait", "--format", "json"]);
+    until(&bench, |evidence| evidence["notices"].to_string().contains("maria (lunch) asked for a pause"));
+    let told = bench.ends(0, &["pause", &run]).stdout();
     assert!(told.contains("taken in") || told.contains("within a second"), "{told}");
     assert!(told.contains(&format!("lifeboat status --follow {run}")), "{told}");
-    let waiter = bench.start(&["pause", &run, "--wait", "--format", "json"]);
     go(&bench);
     assert_eq!(child.wait().unwrap().code(), Some(4));
     let waiter = waiter.wait_with_output().unwrap();
@@ -64,9 +74,6 @@ fn a_run_is_paused_from_another_terminal() {
     assert_eq!(said["status"], "paused", "{said}");
     let evidence = status(&bench);
     assert_eq!((&evidence["status"], &evidence["steps"][1]["state"]), (&"paused".into(), &"pending".into()));
-    let notices = evidence["notices"].to_string();
-    assert!(notices.contains("maria (lunch) asked for a pause"), "{notices}");
-
     let still = bench.ends(0, &["pause", &run]).stdout();
     assert!(still.contains("nothing to pause") && still.contains("paused"), "{still}");
     bench.ends(0, &["resume"]);
@@ -122,20 +129,13 @@ fn a_run_that_goes_on_is_answered_from_another_terminal() {
     assert!(stranger.stderr().contains("`zoe` may not answer it"), "{}", stranger.stderr());
     let first = bench.ends(0, &["approve", &run, "agree", "--by", "ines"]).stdout();
     assert!(first.contains("takes it in now"), "{first}");
-    let agreed = |wanted: u64| {
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
-        while status(&bench)["steps"][1]["agreed"].as_u64().unwrap_or_default() < wanted {
-            assert!(std::time::Instant::now() < deadline, "{}", status(&bench));
-            std::thread::sleep(std::time::Duration::from_millis(30));
-        }
-    };
-    agreed(1);
+    until(&bench, |evidence| evidence["steps"][1]["agreed"] == 1);
     let again = bench.ends(2, &["approve", &run, "agree", "--by", "ines"]);
     assert!(again.stderr().contains("`ines` has answered it already"), "{}", again.stderr());
     bench.ends(0, &["approve", &run, "agree", "--by", "omar", "--note", "fine"]);
     bench.wait_for("agree", "succeeded");
     let late = bench.ends(2, &["approve", &run, "agree", "--by", "lee"]);
-    assert!(late.stderr().contains("waits for nobody"), "{}", late.stderr());
+    assert!(late.stderr().contains("has come to its end"), "{}", late.stderr());
     go(&bench);
     assert_eq!(child.wait().unwrap().code(), Some(0));
     let evidence = status(&bench);

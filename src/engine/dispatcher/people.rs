@@ -87,9 +87,10 @@ impl Dispatcher<'_> {
 
     /// Throws away what was sent to stop a process that is gone: this one goes on because somebody wants it to.
     pub(super) fn forget_stale(&self) -> Result<(), EngineError> {
+        let Some(Some(this)) = self.folder.holder()? else { return Ok(()) };
         for letter in self.folder.receive()? {
-            if letter.message.as_ref().is_ok_and(Message::is_stale_after_restart) {
-                // What stays is taken in as a new one.
+            if letter.is_stale(this.since) {
+                // What can't be removed is taken in as a new one.
                 let _ = letter.done();
             }
         }
