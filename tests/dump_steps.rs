@@ -21,5 +21,7 @@ mod damaged;
 mod fixture;
 #[path = "dump_steps/restore.rs"]
 mod restore;
+#[path = "dump_steps/rows.rs"]
+mod rows;
 #[path = "dump_steps/storages.rs"]
 mod storages;

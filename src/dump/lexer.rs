@@ -35,7 +35,11 @@ pub trait Listener {
     /// When the dump must not be used.
     fn command(&mut self, text: &str, line: u64) -> Result<bool, Failure>;
 
-    /// A row of the COPY that the last statement began.
+    /// A piece of a row of the COPY that the last statement began. What has come when the COPY ends
+    /// instead of the row is no row's (the end's own backslash).
+    fn row_piece(&mut self, _piece: &[u8]) {}
+
+    /// Such a row ended.
     fn row(&mut self);
 }
 
@@ -170,7 +174,7 @@ impl Lexer {
         listener: &mut impl Listener,
         out: Option<&mut Vec<u8>>,
     ) -> usize {
-        let mut at = 0;
+        let (mut at, mut began) = (0, 0);
         while at < piece.len() {
             let byte = piece[at];
             row = match (row, byte) {
@@ -182,7 +186,9 @@ impl Lexer {
                 }
                 (_, b'\n') => {
                     self.line += 1;
+                    listener.row_piece(&piece[began..at]);
                     listener.row();
+                    began = at + 1;
                     Row::Start
                 }
                 (Row::Start, b'\\') => Row::Backslash,
@@ -196,6 +202,9 @@ impl Lexer {
                 }
             };
             at += 1;
+        }
+        if began < piece.len() {
+            listener.row_piece(&piece[began..]);
         }
         self.state = State::Copy(row);
         keep(out, piece);

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::rows::Hashes;
 use crate::failure::Failure;
 use crate::service::storage::{Storage, UploadOptions};
 
@@ -78,6 +79,10 @@ pub struct Manifest {
     pub ctype: String,
     /// Rows in the dump's own snapshot, by `schema.table`, of the tables that are in it.
     pub tables: BTreeMap<String, u64>,
+    /// What those rows come to, of the tables whose rows COPY writes. None in manifests of
+    /// versions that did not add rows up.
+    #[serde(default, skip_serializing_if = "Hashes::is_empty")]
+    pub hashes: Hashes,
     /// All of them together.
     pub rows: u64,
     /// Whether parts of the database were left out on purpose.

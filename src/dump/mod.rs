@@ -11,6 +11,7 @@ pub mod lexer;
 pub mod load;
 pub mod manifest;
 pub mod proof;
+pub mod rows;
 pub mod source;
 pub mod statement;
 pub mod survey;

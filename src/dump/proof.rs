@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::compression::Compression;
 use super::manifest::{Format, Manifest};
 use super::source::{PIECE, Source};
-use super::survey::{PlainReader, Rules, Survey};
+use super::survey::{PlainReader, Survey};
 use crate::failure::Failure;
 use crate::secret::Redactor;
 use crate::service::process::{Command, Finished, Process};
@@ -36,7 +36,8 @@ pub struct Proof {
 /// Proves the dump at `path`.
 ///
 /// `pg_restore` reads archives; its arguments may narrow down what is surveyed (not what
-/// is read: the checksum is the whole object's).
+/// is read: the checksum is the whole object's). `hashing`: whether rows are added up, and
+/// compared with a manifest that says what they came to.
 ///
 /// # Errors
 /// What is wrong with the dump, or that it can't be read.
@@ -44,16 +45,18 @@ pub async fn prove(
     storage: &Storage,
     path: &str,
     pg_restore: Option<&Command>,
+    hashing: bool,
     redactor: &Redactor,
     cancel: &CancellationToken,
     watch: Watch<'_>,
 ) -> Result<Proof, Failure> {
     let manifest = Manifest::load(storage, path).await?;
     let mut source = Source::open(storage, path, cancel).await?;
+    let reader = if hashing { PlainReader::hashing() } else { PlainReader::default() };
     let survey = match (source.format, pg_restore) {
-        (Format::Plain, _) => survey_plain(&mut source, watch).await,
+        (Format::Plain, _) => survey_plain(&mut source, reader, watch).await,
         (Format::Custom | Format::Directory, Some(pg_restore)) => {
-            survey_archive(&mut source, pg_restore, redactor, cancel, watch).await
+            survey_archive(&mut source, reader, pg_restore, redactor, cancel, watch).await
         }
         (Format::Custom | Format::Directory, None) => {
             Err(Failure::permanent("an archive can't be read without pg_restore")
@@ -75,8 +78,7 @@ pub async fn prove(
     Ok(proof)
 }
 
-async fn survey_plain(source: &mut Source, watch: Watch<'_>) -> Result<Survey, Failure> {
-    let mut reader = PlainReader::new(Rules::default());
+async fn survey_plain(source: &mut Source, mut reader: PlainReader, watch: Watch<'_>) -> Result<Survey, Failure> {
     let mut buffer = vec![0; PIECE];
     loop {
         let read = source.read(&mut buffer).await?;
@@ -92,6 +94,7 @@ async fn survey_plain(source: &mut Source, watch: Watch<'_>) -> Result<Survey, F
 /// come out of an archive that was cut as well.
 async fn survey_archive(
     source: &mut Source,
+    mut reader: PlainReader,
     pg_restore: &Command,
     redactor: &Redactor,
     cancel: &CancellationToken,
@@ -106,7 +109,6 @@ async fn survey_archive(
     let header = source.header.clone().unwrap_or_default();
     let stdout = process.stdout.take();
     let read_sql = async move {
-        let mut reader = PlainReader::new(Rules::default());
         let mut buffer = vec![0; PIECE];
         let Some(mut stdout) = stdout else { return Ok(reader) };
         loop {
@@ -229,6 +231,17 @@ impl Proof {
                 .help("don't trust this backup; use another one"));
             }
         }
-        Ok(())
+        let changed = self
+            .survey
+            .hashes
+            .iter()
+            .find(|(table, hash)| manifest.hashes.get(*table).is_some_and(|said| said.sum != hash.sum));
+        match changed {
+            Some((table, _)) => {
+                Err(Failure::permanent(format!("`{path}` holds other rows of {table} than its manifest says"))
+                    .help("don't trust this backup; use another one"))
+            }
+            None => Ok(()),
+        }
     }
 }

@@ -157,6 +157,17 @@ fn qualified(tokens: &[Token], at: usize) -> Option<(Option<String>, String, usi
     }
 }
 
+/// The columns that a COPY names, in their order; none where it names none.
+pub fn copy_columns(text: &[u8]) -> Vec<String> {
+    let tokens = tokens(text);
+    let Some((_, _, after)) = qualified(&tokens, 1) else { return vec![] };
+    if tokens.get(after) != Some(&Token::Sign('(')) {
+        return vec![];
+    }
+    let listed = tokens[after..].iter().take_while(|token| **token != Token::Sign(')'));
+    listed.filter_map(|token| token.name().map(str::to_owned)).collect()
+}
+
 fn first_schema(token: &Token) -> Option<String> {
     match token {
         Token::Word(name) | Token::Name(name) | Token::Text(name) if !name.is_empty() => Some(name.clone()),
@@ -262,6 +273,8 @@ mod tests {
             schema: schema.map(str::to_owned),
             table: table.to_owned(),
         };
+        assert_eq!(copy_columns(b"COPY a.b (\"from, x\", id, \"a\"\"b\") FROM stdin;"), ["from, x", "id", "a\"b"]);
+        assert_eq!(copy_columns(b"COPY b FROM stdin;"), Vec::<String>::new());
         for (text, wanted) in [
             ("COPY auth.users (id, name) FROM stdin;", copy(Some("auth"), "users")),
             ("COPY auth.\"we\"\"ird.t\" (\"from\", a) FROM stdin;", copy(Some("auth"), "we\"ird.t")),

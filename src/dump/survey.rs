@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::lexer::{Lexer, Listener, Verdict};
 use super::manifest::table_name;
-use super::statement::{Kind, kind};
+use super::rows::{Hashes, RowSum, RowsHash};
+use super::statement::{Kind, copy_columns, kind};
 use crate::failure::Failure;
 
 /// What is left out of a dump while it is restored.
@@ -25,6 +26,8 @@ pub struct Rules {
 pub struct Survey {
     /// Rows by `schema.table`, for tables whose rows come by COPY.
     pub rows: BTreeMap<String, u64>,
+    /// What those rows come to, if that was asked for.
+    pub hashes: Hashes,
     /// Tables whose rows come by INSERT: they can't be counted from outside.
     pub inserted: BTreeSet<String>,
     /// Roles that own something or hold privileges.
@@ -56,6 +59,9 @@ struct Hearer {
     survey: Survey,
     /// The table whose rows go by, and how many did.
     copying: Option<(String, u64)>,
+    /// Its rows added up, and its columns, if that was asked for.
+    sum: Option<(RowSum, Vec<String>)>,
+    hashing: bool,
     search_path: Option<String>,
     headers: u32,
     trailers: u32,
@@ -68,6 +74,11 @@ impl PlainReader {
     /// A reader that leaves out what `rules` say.
     pub fn new(rules: Rules) -> Self {
         Self { hearer: Hearer { rules, ..Hearer::default() }, ..Self::default() }
+    }
+
+    /// A reader that adds up what the rows of each table come to as well ([`Survey::hashes`]).
+    pub fn hashing() -> Self {
+        Self { hearer: Hearer { hashing: true, ..Hearer::default() }, ..Self::default() }
     }
 
     /// Reads on; what a restore should run is appended to `out`, if that is wanted.
@@ -123,6 +134,9 @@ impl PlainReader {
 impl Hearer {
     fn end_copy(&mut self) {
         if let Some((table, rows)) = self.copying.take() {
+            if let Some((sum, columns)) = self.sum.take() {
+                self.survey.hashes.insert(table.clone(), RowsHash { columns, sum: sum.hex() });
+            }
             *self.survey.rows.entry(table).or_default() += rows;
         }
     }
@@ -162,6 +176,7 @@ impl Listener for Hearer {
         Ok(match kind(text) {
             Kind::Copy { schema, table } => {
                 self.copying = Some((self.table(schema.as_ref(), &table), 0));
+                self.sum = self.hashing.then(|| (RowSum::default(), copy_columns(text)));
                 Verdict::Copy
             }
             Kind::Insert { schema, table } => {
@@ -232,9 +247,18 @@ impl Listener for Hearer {
         }
     }
 
+    fn row_piece(&mut self, piece: &[u8]) {
+        if let Some((sum, _)) = &mut self.sum {
+            sum.piece(piece);
+        }
+    }
+
     fn row(&mut self) {
         if let Some((_, rows)) = &mut self.copying {
             *rows += 1;
+        }
+        if let Some((sum, _)) = &mut self.sum {
+            sum.end();
         }
     }
 }

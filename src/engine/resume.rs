@@ -206,7 +206,10 @@ fn settled(planned: &PlannedStep, step: &StepState, now: Timestamp) -> (Decision
 
 fn stale(planned: &PlannedStep, step: &StepState, now: Timestamp) -> Option<String> {
     let valid_for = planned.valid_for?;
-    let age: std::time::Duration = now.duration_since(step.finished_at?).try_into().ok()?;
+    let Ok(age) = std::time::Duration::try_from(now.duration_since(step.finished_at?)) else {
+        // A clock that was set back says nothing of a proof's age.
+        return Some("the clock was set back since it succeeded".to_owned());
+    };
     let text = crate::units::Duration::seconds(age.as_secs());
     (age > valid_for.std()).then(|| format!("it succeeded {text} ago, and its proof is good for {valid_for}"))
 }

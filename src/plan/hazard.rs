@@ -200,7 +200,7 @@ fn unverified(order: &Order<'_>, step: usize, effect: &Effect) -> Option<Hazard>
             "`{}` replaces or destroys {}, and nothing is verified after it",
             order.subjects[step].id, effect.resource
         ),
-        help: "let a check follow it: `postgres.verify_counts`, `postgres.verify`, `http.check`".to_owned(),
+        help: "let a check follow it: `postgres.verify_rows`, `postgres.verify`, `http.check`".to_owned(),
     })
 }
 

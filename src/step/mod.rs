@@ -237,6 +237,7 @@ step_types! {
     postgres::query::Query,
     postgres::execute::Execute,
     postgres::verify_counts::VerifyCounts,
+    postgres::verify_rows::VerifyRows,
     postgres::verify::Verify,
     postgres::export::Export,
     postgres::import::Import,

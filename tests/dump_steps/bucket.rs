@@ -52,6 +52,25 @@ async fn proxy(fault: impl Fn(usize) -> Fault + Send + Sync + 'static) -> (Strin
                         let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
                     }
                     Fault::Refuse => {}
+                    Fault::Answer(status) => {
+                        let mut asked = vec![];
+                        while !asked.windows(4).any(|window| window == b"\r\n\r\n") {
+                            if client.read_buf(&mut asked).await.unwrap_or(0) == 0 {
+                                return;
+                            }
+                        }
+                        let answer =
+                            format!("HTTP/1.1 {status} Later\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                        let _ = client.write_all(answer.as_bytes()).await;
+                        // Read on, so that the answer isn't lost to a reset.
+                        let mut nowhere = tokio::io::sink();
+                        let reading = tokio::io::copy(&mut client, &mut nowhere);
+                        let _ = tokio::time::timeout(Duration::from_secs(5), reading).await;
+                    }
+                    Fault::Slow => {
+                        tokio::time::sleep(Duration::from_secs(2)).await;
+                        let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                    }
                     Fault::CutRequest(bytes) => {
                         let (mut reads, mut writes) = client.split();
                         let (mut answers, mut asks) = server.split();
@@ -78,6 +97,10 @@ async fn proxy(fault: impl Fn(usize) -> Fault + Send + Sync + 'static) -> (Strin
 enum Fault {
     None,
     Refuse,
+    /// An answer of that status, whatever was asked.
+    Answer(u16),
+    /// Nothing for two seconds.
+    Slow,
     CutRequest(u64),
     CutAnswer(u64),
 }
@@ -138,6 +161,30 @@ async fn connections_that_break_are_tried_again() {
     store.read("x.bin").await.unwrap().read_to_end(&mut back).await.unwrap();
     assert!(back == content);
     assert!(connections.load(Ordering::SeqCst) > 5);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_busy_or_slow_is_tried_again_and_one_that_stays_so_is_given_up() {
+    let busy = |connection| match connection {
+        0 => Fault::Answer(503),
+        1 => Fault::Answer(500),
+        2 => Fault::Slow,
+        _ => Fault::None,
+    };
+    let (through, connections) = proxy(busy).await;
+    let (harness, content) = (harness("busy", &through).await, vec![7; 12_000_000]);
+    let store = harness.services.storage("store").unwrap();
+    let options = UploadOptions { writer: "t", expected_bytes: 0, replace: false };
+    store.put("x.bin", content.clone(), options).await.unwrap();
+    let mut back = vec![];
+    store.read("x.bin").await.unwrap().read_to_end(&mut back).await.unwrap();
+    assert!(back == content && connections.load(Ordering::SeqCst) > 3);
+
+    let (through, _) = proxy(|_| Fault::Answer(503)).await;
+    let harness = self::harness("shut", &through).await;
+    let verify = harness.run("storage.verify", json!({ "target": "store", "path": "x.bin" }));
+    let failure = tokio::time::timeout(Duration::from_mins(2), verify).await.unwrap().unwrap_err();
+    assert!(failure.transient, "{failure}");
 }
 
 #[tokio::test]

@@ -146,6 +146,14 @@ async fn a_stale_proof_is_given_again() {
     bench.cx.clock = Arc::new(|| Timestamp::now() + jiff::SignedDuration::from_secs(61));
     bench.resume(&plan, &folder).await;
     assert_eq!(lines(&touch).len(), 2);
+    // A clock that was set back a year says nothing of a proof's age; one that jumps ahead makes it stale.
+    for hours in [-24 * 365, 24 * 365] {
+        let before = lines(&touch).len();
+        bench.cx.clock = Arc::new(move || Timestamp::now() + jiff::SignedDuration::from_hours(hours));
+        let ended = bench.resume(&plan, &folder).await;
+        assert_eq!(lines(&touch).len(), before + 1, "{hours}");
+        assert!(ended.state.last_at >= ended.state.started_at && ended.state.waited.is_zero());
+    }
 }
 
 #[tokio::test]

@@ -23,6 +23,7 @@ use crate::dump::compression::Compression;
 use crate::dump::count::{Table, tables};
 use crate::dump::manifest::{self, Companion, Format, Manifest};
 use crate::dump::proof::ended_well;
+use crate::dump::rows::DUMP_OPTIONS;
 use crate::dump::source::{PIECE, Source};
 use crate::dump::take::Taker;
 use crate::failure::Failure;
@@ -214,7 +215,8 @@ impl Step for Backup {
             };
             reporter.progress(progress);
         };
-        let command = server.command(&tool, Some(&self.database)).args(self.arguments(&snapshot));
+        let command = server.command(&tool, Some(&self.database)).env("PGOPTIONS", DUMP_OPTIONS);
+        let command = command.args(self.arguments(&snapshot));
         let dumped = async {
             tokio::try_join!(
                 taker.take(&command, &mut upload, watch),
@@ -238,15 +240,17 @@ impl Step for Backup {
             return Err(failure);
         }
         let bytes = upload.publish().await?;
-        if let Err(failure) =
-            self.read_back(&server, &storage, &taken.sha256, &rows, snapshot.server_major, cx).await
+        let hashes = match self.read_back(&server, &storage, &taken.sha256, &rows, snapshot.server_major, cx).await
         {
-            if !failure.transient {
-                // Not yet a backup for anybody: it has no manifest.
-                storage.delete(&self.to.path).await?;
+            Ok(hashes) => hashes,
+            Err(failure) => {
+                if !failure.transient {
+                    // Not yet a backup for anybody: it has no manifest.
+                    storage.delete(&self.to.path).await?;
+                }
+                return Err(failure.context(format!("read the backup back from {}", self.to.storage)));
             }
-            return Err(failure.context(format!("read the backup back from {}", self.to.storage)));
-        }
+        };
         let globals = if self.globals {
             Some(self.globals(&server, &storage, snapshot.server_major, cx).await?)
         } else {
@@ -270,6 +274,7 @@ impl Step for Backup {
             ctype: snapshot.ctype,
             rows: rows.values().sum(),
             tables: rows,
+            hashes,
             partial: !(self.schemas.is_empty() && self.tables.is_empty() && self.exclude.is_empty()),
             globals,
             run: cx.run.to_string(),

@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::matcher::Matcher;
 use crate::service::postgres::Session;
 use crate::service::postgres::value::Param;
-use crate::step::effect::{Access, Effect};
+use crate::step::effect::{Access, Effect, Resource};
 use crate::step::world::Fact;
 use crate::step::{
     AfterKill, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output,
@@ -110,8 +110,10 @@ impl Step for Execute {
                 }
             }
         };
-        match &self.database {
-            Some(_) => preview.fact(database_resource(&self.target, self.database.as_deref()), Fact::Changed),
+        // Steps that come later see that it changes, whether they name the database or mean the target's own.
+        let own = || Some(cx.services?.postgres(&self.target).ok()?.default_database().to_owned());
+        match self.database.clone().or_else(own) {
+            Some(database) => preview.fact(Resource::database(&self.target, &database), Fact::Changed),
             None => preview,
         }
     }

@@ -34,6 +34,7 @@ pub mod restore_globals;
 pub mod swap_databases;
 pub mod verify;
 pub mod verify_counts;
+pub mod verify_rows;
 pub mod wait_ready;
 
 /// How long ended sessions may take to be gone.

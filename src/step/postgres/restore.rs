@@ -292,7 +292,7 @@ impl Restore {
             },
         };
         let (redactor, cancel) = (server.redactor(), server.cancel());
-        let proof = prove(storage, &self.from.path, pg_restore.as_ref(), redactor, cancel, watch).await?;
+        let proof = prove(storage, &self.from.path, pg_restore.as_ref(), false, redactor, cancel, watch).await?;
         if let Some(wanted) = &self.from.database {
             proof.is_of(wanted)?;
         }

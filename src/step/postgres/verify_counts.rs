@@ -9,12 +9,13 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::{Map, Value};
 
 use super::{ReadAt, counted, database_resource, server};
-use crate::dump::manifest::{Manifest, table_name};
+use crate::dump::manifest::Manifest;
+use crate::dump::rows::canonical;
 use crate::failure::Failure;
 use crate::matcher::{Matcher, margin};
 use crate::record::event::{Progress, ProgressUnit};
 use crate::service::Services;
-use crate::service::postgres::{Session, name_parts, qualified};
+use crate::service::postgres::{Session, qualified};
 use crate::step::effect::{Effect, Resource, Role};
 use crate::step::{
     Action, Certainty, Done, Findings, Output, Preview, PreviewCx, RunCx, Step, StepType, ValueKind, output,
@@ -35,19 +36,34 @@ pub struct VerifyCounts {
     #[serde(default)]
     tables: BTreeMap<String, Rule>,
     /// The backup whose manifest is compared with: all of its tables, unless `tables` says otherwise.
-    against: Option<Backup>,
+    against: Option<Against>,
 }
 
-/// A backup.
+/// A backup that is compared with.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Backup {
+#[schemars(rename = "Backup")]
+pub(super) struct Against {
     /// The storage.
     #[schemars(extend("x-target" = "storage"))]
-    storage: String,
+    pub storage: String,
     /// Its path.
     #[schemars(length(min = 1))]
-    path: String,
+    pub path: String,
+}
+
+impl Against {
+    /// Its manifest.
+    pub async fn manifest(&self, services: &Services) -> Result<Manifest, Failure> {
+        let storage = services.storage(&self.storage)?;
+        Manifest::load(&storage, &self.path).await?.ok_or_else(|| {
+            let (path, storage) = (&self.path, &self.storage);
+            Failure::permanent(format!(
+                "compare with the backup `{path}` in the storage `{storage}`: it has no manifest"
+            ))
+            .help("only backups made by postgres.backup have one: give `tables` with matchers to postgres.verify_counts")
+        })
+    }
 }
 
 /// What a table's count must be.
@@ -222,15 +238,9 @@ impl Step for VerifyCounts {
 impl VerifyCounts {
     /// The manifest of the backup that is compared with.
     async fn manifest(&self, services: &Services) -> Result<Option<Manifest>, Failure> {
-        let Some(backup) = &self.against else { return Ok(None) };
-        let storage = services.storage(&backup.storage)?;
-        match Manifest::load(&storage, &backup.path).await? {
-            Some(manifest) => Ok(Some(manifest)),
-            None => Err(Failure::permanent(format!(
-                "compare with the backup `{}` in the storage `{}`: it has no manifest",
-                backup.path, backup.storage
-            ))
-            .help("only backups made by postgres.backup have one: give `tables` with matchers instead")),
+        match &self.against {
+            Some(backup) => backup.manifest(services).await.map(Some),
+            None => Ok(None),
         }
     }
 
@@ -326,11 +336,6 @@ impl VerifyCounts {
             format!("{}: {}, {}", self.database, counted(rules.len() as u64, "table"), counted(rows, "row"));
         Ok(Done::new(summary).output("tables", Value::Object(counts)))
     }
-}
-
-/// A table's name as manifests write it.
-fn canonical(table: &str) -> String {
-    name_parts(table).map_or_else(|| table.to_owned(), |[schema, name]| table_name(&schema, &name))
 }
 
 fn in_backup(manifest: Option<&Manifest>, table: &str) -> Option<u64> {

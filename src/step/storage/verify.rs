@@ -178,7 +178,8 @@ pub(super) async fn read_through(
         Some(Command::new(tool.path.to_string_lossy()))
     };
     drop(source);
-    let proof = prove(storage, path, pg_restore.as_ref(), services.redactor(), services.cancel(), watch).await?;
+    let proof =
+        prove(storage, path, pg_restore.as_ref(), true, services.redactor(), services.cancel(), watch).await?;
     Ok(Read { bytes: proof.object.bytes, sha256: proof.sha256.unwrap_or_default(), survey: Some(proof.survey) })
 }
 

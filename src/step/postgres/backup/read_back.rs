@@ -1,10 +1,11 @@
-//! What a storage gives back of a backup, before it counts as one.
+//! What a storage gives back of a backup, before it counts as one, and what its rows come to.
 
 use std::collections::BTreeMap;
 
 use super::Backup;
 use crate::dump::manifest::Format;
 use crate::dump::proof::prove;
+use crate::dump::rows::Hashes;
 use crate::dump::survey::Survey;
 use crate::failure::Failure;
 use crate::record::event::{Progress, ProgressUnit};
@@ -14,7 +15,8 @@ use crate::service::storage::Storage;
 use crate::step::RunCx;
 
 impl Backup {
-    /// Reads what was published as a restore would: whole, the same bytes, the same rows.
+    /// Reads what was published as a restore would: whole, the same bytes, the same rows. Gives what the rows
+    /// of each table come to.
     pub(super) async fn read_back(
         &self,
         server: &Server,
@@ -23,7 +25,7 @@ impl Backup {
         rows: &BTreeMap<String, u64>,
         major: u32,
         cx: &RunCx,
-    ) -> Result<(), Failure> {
+    ) -> Result<Hashes, Failure> {
         let total = Some(storage.object(&self.to.path).await?.bytes);
         let watch = |done: u64, _: Option<&str>| {
             let message = Some("reading it back".to_owned());
@@ -34,13 +36,13 @@ impl Backup {
             _ => Some(Command::new(server.tool("pg_restore", major).await?.path.to_string_lossy())),
         };
         let path = &self.to.path;
-        let proof = prove(storage, path, pg_restore.as_ref(), &cx.redactor, &cx.cancel, &watch).await?;
+        let proof = prove(storage, path, pg_restore.as_ref(), true, &cx.redactor, &cx.cancel, &watch).await?;
         match proof.sha256 {
             Some(there) if there != sha256 => {
                 Err(Failure::permanent(format!("`{path}` came out with the checksum {there}, not {sha256}"))
                     .help("the storage damaged it, or something else writes there"))
             }
-            _ => same_rows(&proof.survey, rows),
+            _ => same_rows(&proof.survey, rows).map(|()| proof.survey.hashes),
         }
     }
 }

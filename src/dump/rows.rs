@@ -1,0 +1,151 @@
+//! What a table's rows come to, in whatever order they go by: a dump and a database are
+//! compared by it, table by table.
+//!
+//! Each row is hashed as COPY's text form writes it, and the hashes are added up: the sum is
+//! the same in any order, and another one when a row is lost, changed or doubled. It finds
+//! mistakes; against people who mean harm there is the SHA-256 of the whole object.
+
+use std::collections::BTreeMap;
+
+use futures::TryStreamExt;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::manifest::table_name;
+use crate::failure::Failure;
+use crate::service::postgres::{Session, ident, literal, name_parts};
+
+/// What a session's COPY must be set to, so that the same rows are the same text wherever they
+/// lie. `pg_dump` sets the first three itself (and `extra_float_digits` to 3).
+pub const FORMS: &str = "SET LOCAL DateStyle = 'ISO'; SET LOCAL IntervalStyle = 'postgres'; \
+     SET LOCAL extra_float_digits = 3; SET LOCAL TimeZone = 'UTC'; SET LOCAL bytea_output = 'hex'; \
+     SET LOCAL row_security = off";
+
+/// The same for `pg_dump`, which leaves these to the database's own settings: libpq's `PGOPTIONS`.
+pub const DUMP_OPTIONS: &str = "-c TimeZone=UTC -c bytea_output=hex";
+
+/// A table's rows in a manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowsHash {
+    /// The columns that were written, in their order.
+    pub columns: Vec<String>,
+    /// The sum, modulo 2^256, of each row's SHA-256; in hex.
+    pub sum: String,
+}
+
+/// Adds rows up.
+#[derive(Clone, Debug, Default)]
+pub struct RowSum {
+    sum: [u64; 4],
+    row: Sha256,
+    rows: u64,
+}
+
+impl RowSum {
+    /// Takes a piece of a row, without the line feed that ends it.
+    pub fn piece(&mut self, piece: &[u8]) {
+        self.row.update(piece);
+    }
+
+    /// Ends the row.
+    pub fn end(&mut self) {
+        let digest = self.row.finalize_reset();
+        let mut carry = false;
+        for (sum, word) in self.sum.iter_mut().zip(digest.chunks_exact(8)) {
+            let word = word.iter().fold(0, |word, byte| (word << 8) | u64::from(*byte));
+            let (added, over) = sum.overflowing_add(word);
+            let (added, more) = added.overflowing_add(u64::from(carry));
+            *sum = added;
+            carry = over || more;
+        }
+        self.rows += 1;
+    }
+
+    /// How many rows were ended.
+    pub const fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// The sum in hex.
+    pub fn hex(&self) -> String {
+        let [a, b, c, d] = self.sum;
+        format!("{d:016x}{c:016x}{b:016x}{a:016x}")
+    }
+
+    /// Takes COPY's text as it comes, in pieces that end anywhere.
+    fn text(&mut self, mut piece: &[u8]) {
+        while let Some(end) = memchr::memchr(b'\n', piece) {
+            self.piece(&piece[..end]);
+            self.end();
+            piece = &piece[end + 1..];
+        }
+        self.piece(piece);
+    }
+}
+
+/// Adds a table's rows up, as the session sees them, written in `encoding`. The session is
+/// within a transaction that has set [`FORMS`].
+///
+/// # Errors
+/// What the server said.
+pub async fn sum_of(session: &Session, table: &str, columns: &[String], encoding: &str) -> Result<RowSum, Failure> {
+    let attempted = format!("read the rows of {table}");
+    let Some([schema, name]) = name_parts(table) else {
+        return Err(Failure::permanent(format!("`{table}` is not a table's name")));
+    };
+    let columns: Vec<String> = columns.iter().map(|column| ident(column)).collect();
+    // A table without columns takes no list.
+    let columns = if columns.is_empty() { String::new() } else { format!(" ({})", columns.join(", ")) };
+    let sql =
+        format!("COPY {}.{}{columns} TO STDOUT (ENCODING {})", ident(&schema), ident(&name), literal(encoding));
+    let failed = |error: tokio_postgres::Error| session.failure(&attempted, &error);
+    let mut stream = Box::pin(session.copy_out(&sql).await.map_err(failed)?);
+    let mut sum = RowSum::default();
+    while let Some(bytes) = stream.try_next().await.map_err(failed)? {
+        sum.text(&bytes);
+    }
+    Ok(sum)
+}
+
+/// What differs between a backup's table and a database's; nothing when they are the same.
+pub fn difference(table: &str, rows: u64, hash: &RowsHash, found: &RowSum) -> Option<String> {
+    if found.rows() != rows {
+        return Some(format!("{table} has {} rows, the backup has {rows}", found.rows()));
+    }
+    (found.hex() != hash.sum).then(|| format!("{table} has {rows} rows as the backup, but not the same ones"))
+}
+
+/// The hashes of a dump's tables, by `schema.table`.
+pub type Hashes = BTreeMap<String, RowsHash>;
+
+/// A table's name as manifests write it.
+pub fn canonical(table: &str) -> String {
+    name_parts(table).map_or_else(|| table.to_owned(), |[schema, name]| table_name(&schema, &name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sum(text: &[u8], piece: usize) -> (u64, String) {
+        let mut sum = RowSum::default();
+        for piece in text.chunks(piece) {
+            sum.text(piece);
+        }
+        (sum.rows(), sum.hex())
+    }
+
+    #[test]
+    fn the_same_rows_in_any_order_and_any_pieces_are_the_same() {
+        let one = sum(b"1\ta\n2\tb\n2\tb\n\n", 1000);
+        for piece in 1..12 {
+            assert_eq!(sum(b"\n2\tb\n1\ta\n2\tb\n", piece), one);
+        }
+        assert_eq!(one.0, 4);
+        for other in [b"1\ta\n2\tb\n2\tc\n\n".as_slice(), b"1\ta\n2\tb\n\n\n", b"1\ta2\tb\n2\tb\n\n\n"] {
+            assert_ne!(sum(other, 1000).1, one.1);
+        }
+        // Twice the same row is not nothing, as it would be with exclusive or.
+        assert_ne!(sum(b"x\nx\n", 9).1, sum(b"", 9).1);
+    }
+}

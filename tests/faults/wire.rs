@@ -1,0 +1,218 @@
+//! Connections that are lost at the worst moment, to PostgreSQL and to Docker's engine.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use lifeboat::service::{DockerSettings, PostgresSettings, Target};
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use crate::support::{Databases, Harness, postgres_url, sql, value};
+
+/// When a connection is lost, of the first one on which the words come by.
+#[derive(Clone, Copy)]
+enum Lost {
+    /// The words never arrive.
+    Before,
+    /// They arrive, and nobody hears the answer.
+    After,
+}
+
+/// Carries bytes both ways until the client says `words`; then the wire is cut. Gives whether it was.
+async fn carry<C, S>(client: C, server: S, words: &[u8], lost: Lost) -> bool
+where
+    C: AsyncRead + AsyncWrite,
+    S: AsyncRead + AsyncWrite,
+{
+    let (mut asks, mut hears) = tokio::io::split(client);
+    let (mut answers, mut takes) = tokio::io::split(server);
+    let asking = async {
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let Ok(read @ 1..) = asks.read(&mut buffer).await else { return false };
+            let found = buffer[..read].windows(words.len()).any(|window| window == words);
+            if found && matches!(lost, Lost::Before) {
+                return true;
+            }
+            if takes.write_all(&buffer[..read]).await.is_err() {
+                return false;
+            }
+            if found {
+                return true;
+            }
+        }
+    };
+    let cut = {
+        let answering = tokio::io::copy(&mut answers, &mut hears);
+        tokio::select! { cut = asking => cut, _ = answering => false }
+    };
+    if cut && matches!(lost, Lost::After) {
+        // The other side has done it once it answers.
+        let _ = answers.read(&mut [0; 1024]).await;
+    }
+    cut
+}
+
+/// An address that leads to the tests' PostgreSQL, over a wire that is cut `times` times.
+async fn postgres_through(words: &'static str, lost: Lost, times: usize) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let url = postgres_url();
+    let server = url.rsplit_once('@').unwrap().1.split('/').next().unwrap().to_owned();
+    let cuts = Arc::new(AtomicUsize::new(0));
+    let counted = cuts.clone();
+    let through = url.replace(&server, &format!("127.0.0.1:{port}"));
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut server = TcpStream::connect(&server).await.unwrap();
+            let counted = counted.clone();
+            tokio::spawn(async move {
+                if counted.load(Ordering::SeqCst) >= times {
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                } else if carry(client, server, words.as_bytes(), lost).await {
+                    counted.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+    });
+    (through, cuts)
+}
+
+fn postgres(url: &str) -> Target {
+    let settings: PostgresSettings = serde_json::from_value(json!({ "url": url })).unwrap();
+    Target::Postgres(settings)
+}
+
+/// Runs a step until it is through, as the engine would, and says how often it was run.
+async fn insist(harness: &Harness, step: &str, params: Value) -> (usize, lifeboat::step::Done) {
+    for attempt in 1..5 {
+        match harness.run(step, params.clone()).await {
+            Ok(done) => return (attempt, done),
+            Err(failure) => assert!(failure.transient, "{failure}"),
+        }
+    }
+    panic!("{step} never came through");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_whose_answer_is_lost_is_asked_for_and_not_made_again() {
+    let names = Databases::new("fa_commit");
+    let database = names.create("db", "CREATE TABLE counter (n int); INSERT INTO counter VALUES (0)").await;
+    for (lost, attempts) in [(Lost::After, 1), (Lost::Before, 2)] {
+        sql(&database, "UPDATE counter SET n = 0").await;
+        let (url, cuts) = postgres_through("COMMIT", lost, 1).await;
+        let harness = Harness::with([("db", postgres(&url))]);
+        let params = json!({ "target": "db", "database": database, "sql": "UPDATE public.counter SET n = n + 1" });
+        let (tried, done) = insist(&harness, "postgres.execute", params).await;
+        assert_eq!((tried, &done.outputs["affected"]), (attempts, &json!(1)));
+        assert_eq!(cuts.load(Ordering::SeqCst), 1, "the wire was cut");
+        assert_eq!(value(&database, "SELECT n FROM counter").await.unwrap(), "1");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_are_copied_once_over_a_lost_commit() {
+    let names = Databases::new("fa_rows");
+    let tables = "CREATE TABLE a (id int PRIMARY KEY, t text)";
+    let from = names
+        .create("from", &format!("{tables}; INSERT INTO a SELECT g, 'x' FROM generate_series(1, 100) g"))
+        .await;
+    // Without a key a second copy would show.
+    let to = names.create("to", "CREATE TABLE a (id int, t text)").await;
+    for lost in [Lost::After, Lost::Before] {
+        sql(&to, "DELETE FROM a").await;
+        let (url, cuts) = postgres_through("COMMIT", lost, 1).await;
+        let harness = Harness::with([("from", postgres(&postgres_url())), ("to", postgres(&url))]);
+        let params = json!({
+            "from": { "target": "from", "database": from, "table": "public.a" },
+            "to": { "target": "to", "database": to, "table": "public.a" },
+            "where": "id > $1", "params": [0],
+        });
+        insist(&harness, "postgres.copy_rows", params).await;
+        assert_eq!(cuts.load(Ordering::SeqCst), 1, "the wire was cut");
+        assert_eq!(value(&to, "SELECT count(*) FROM a").await.unwrap(), "100");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_swap_happens_once_over_a_lost_commit() {
+    let names = Databases::new("fa_swap");
+    for (at, lost) in [Lost::After, Lost::Before].into_iter().enumerate() {
+        let live = names.create(&format!("live{at}"), "CREATE TABLE old (a int)").await;
+        let new = names.create(&format!("new{at}"), "CREATE TABLE new (a int)").await;
+        let (url, cuts) = postgres_through("COMMIT", lost, 1).await;
+        let harness = Harness::with([("db", postgres(&url))]);
+        let keep = names.name(&format!("kept{at}"));
+        let params = json!({ "target": "db", "live": live, "replacement": new, "keep": keep });
+        insist(&harness, "postgres.swap_databases", params).await;
+        assert_eq!(cuts.load(Ordering::SeqCst), 1, "the wire was cut");
+        assert_eq!(
+            value(&live, "SELECT relname FROM pg_class WHERE relname IN ('old', 'new')").await.unwrap(),
+            "new"
+        );
+        assert_eq!(
+            value(&keep, "SELECT relname FROM pg_class WHERE relname IN ('old', 'new')").await.unwrap(),
+            "old"
+        );
+        let open = "SELECT bool_and(datallowconn) FROM pg_database WHERE datname IN ($live, $keep)";
+        let open = open.replace("$live", &format!("'{live}'")).replace("$keep", &format!("'{keep}'"));
+        assert_eq!(value(&live, &open).await.unwrap(), "t", "the fence is taken down");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_engine_goes_away_in_the_middle_of_a_stop() {
+    let socket = std::env::var("LIFEBOAT_TEST_DOCKER").expect("`.ci/services run` sets it");
+    let socket = socket.trim_start_matches("unix://").to_owned();
+    let docker = |args: &[&str]| {
+        let host = format!("unix://{socket}");
+        let output = std::process::Command::new("docker").args(["-H", &host]).args(args).output().unwrap();
+        assert!(output.status.success(), "docker {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let name = format!("lifeboat-test-{:08x}", rand::random::<u32>());
+    docker(&[
+        "run",
+        "-d",
+        "--name",
+        &name,
+        "--network",
+        "none",
+        "lifeboat-test/busybox:1",
+        "sh",
+        "-c",
+        "trap 'exit 0' TERM; while :; do sleep 0.1; done",
+    ]);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("engine.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let (cuts, counted, server) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), socket.clone());
+    let cut = cuts.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            // Gone: for a while nobody answers at all.
+            if cut.load(Ordering::SeqCst) == 1 && counted.fetch_add(1, Ordering::SeqCst) < 2 {
+                continue;
+            }
+            let (mut server, cut) = (UnixStream::connect(&server).await.unwrap(), cut.clone());
+            tokio::spawn(async move {
+                if cut.load(Ordering::SeqCst) > 0 {
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                } else if carry(client, server, b"/stop", Lost::After).await {
+                    cut.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+    });
+    let settings: DockerSettings =
+        serde_json::from_value(json!({ "host": format!("unix://{}", path.display()) })).unwrap();
+    let harness = Harness::with([("docker", Target::Docker(settings))]);
+    let params = json!({ "target": "docker", "container": name, "grace": "5s" });
+    let (tried, _) = insist(&harness, "container.stop", params).await;
+    assert!(tried > 1 && cuts.load(Ordering::SeqCst) == 1, "it was cut, and tried {tried} times");
+    assert_eq!(docker(&["inspect", "-f", "{{.State.Running}}", &name]), "false");
+    docker(&["rm", "-f", &name]);
+}
