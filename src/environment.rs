@@ -14,7 +14,7 @@ use crate::secret::Redactor;
 use crate::service::Target;
 
 /// An environment, its templates (`env.NAME`, `(file "path")`) rendered.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Environment {
     /// `environment:`; none without `--env`.
     pub name: Option<String>,

@@ -26,7 +26,7 @@ impl StepId {
 
     /// The id as a file name: the characters that only expansion adds are replaced.
     pub fn file_stem(&self) -> String {
-        self.0.replace('/', "__").replace('[', ".").replace(']', "")
+        self.0.replace('/', "__").replace('[', ".").replace(']', "").replace(':', ".")
     }
 }
 

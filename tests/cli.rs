@@ -11,3 +11,7 @@ mod exits;
 mod pages;
 #[path = "cli/runs.rs"]
 mod runs;
+#[path = "cli/stop.rs"]
+mod stop;
+#[path = "cli/undo.rs"]
+mod undo;

@@ -131,6 +131,46 @@ async fn goes_on_after_kills_in_the_middle() {
     assert!(once.contains("healthy") && once.contains("tell"), "{succeeded:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn is_taken_back_across_a_kill() {
+    let stage = Stage::set(500, &json!({}));
+    stage.back_up();
+    stage.damage().await;
+    let damaged = stage.fingerprints(DATABASE).await;
+    let output = stage.run(&RECOVER);
+    assert!(output.status.success(), "{}", said(&output));
+
+    let seen: Value = serde_json::from_str(&stage.done(&["undo", "--dry-run", "--format", "json"])).unwrap();
+    let steps: Vec<&str> =
+        seen["steps"].as_array().unwrap().iter().map(|step| step["id"].as_str().unwrap()).collect();
+    assert_eq!(steps, ["undo:start-service", "undo:swap", "undo:stop-service"], "{seen:#}");
+    let stays: Vec<&str> =
+        seen["stays"].as_array().unwrap().iter().map(|step| step["step"].as_str().unwrap()).collect();
+    assert!(stays.contains(&"restore"), "{seen:#}");
+
+    stage.killed_at(&["undo", "--because", "the backup is too old"], "undo:swap");
+    let output = stage.run(&["resume"]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    let output = stage.run(&["undo"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(stage.fingerprints(DATABASE).await, damaged, "the damaged database is live again");
+    assert_eq!(stage.databases().await, [DATABASE, "manacore_auth_restored"], "what was restored is kept");
+    stage.health(503).await;
+
+    let report: Value = serde_json::from_str(&stage.done(&["report", "--format", "json"])).unwrap();
+    assert_eq!(
+        (&report["status"], &report["undo"]["because"]),
+        (&"undone".into(), &"the backup is too old".into())
+    );
+    let swaps = stage
+        .events()
+        .iter()
+        .filter(|event| event["step"] == "undo:swap" && event["type"] == "step_finished")
+        .count();
+    assert_eq!(swaps, 1, "it is taken back once");
+    stage.done(&["audit"]);
+}
+
 /// What is done to a backup, and what the plan must say of it.
 struct Fault {
     name: &'static str,

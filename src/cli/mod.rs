@@ -31,7 +31,9 @@ mod show;
 mod status;
 mod steer;
 mod steps;
+mod stop;
 mod trace;
+mod undo;
 
 use std::process::ExitCode;
 
@@ -78,6 +80,7 @@ enum Command {
     Graph(graph::Args),
     Run(run::Args),
     Resume(resume::Args),
+    Undo(undo::Args),
     Runs(runs::Args),
     Status(status::Args),
     Logs(logs::Args),
@@ -86,6 +89,8 @@ enum Command {
     /// Answer a waiting step with no
     Reject(answer::Args),
     Adjust(adjust::Args),
+    Pause(stop::PauseArgs),
+    Cancel(stop::CancelArgs),
     Report(report::Args),
     Audit(audit::Args),
     Sandbox(sandbox::Args),
@@ -131,12 +136,15 @@ fn run(command: Command, common: &Common, out: &Out) -> Result<Exit, Error> {
         Command::Graph(args) => graph::graph(&args, out),
         Command::Run(args) => run::run(&args, common, out),
         Command::Resume(args) => resume::resume(&args, common, out),
+        Command::Undo(args) => undo::undo(&args, common, out),
         Command::Runs(args) => runs::runs(&args, common, out),
         Command::Status(args) => status::status(&args, common, out),
         Command::Logs(args) => logs::logs(&args, common, out),
         Command::Approve(args) => answer::answer(&args, true, common, out),
         Command::Reject(args) => answer::answer(&args, false, common, out),
         Command::Adjust(args) => adjust::adjust(&args, common, out),
+        Command::Pause(args) => stop::pause(&args.asked, common, out),
+        Command::Cancel(args) => stop::cancel(&args.asked, common, out),
         Command::Report(args) => report::report(&args, common, out),
         Command::Audit(args) => audit::audit(&args, common, out),
         Command::Sandbox(args) => block_on(sandbox::sandbox(args, common.state.as_deref(), out)),

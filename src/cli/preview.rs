@@ -19,7 +19,8 @@ pub fn page(report: &PreviewReport, paint: Paint) -> String {
     text
 }
 
-fn steps(report: &PreviewReport, paint: Paint) -> String {
+/// A row for each step, with what is in its way.
+pub fn steps(report: &PreviewReport, paint: Paint) -> String {
     let mut text = String::new();
     let ids = report.steps.iter().map(|step| step.id.chars().count()).max().unwrap_or(0).min(28);
     for step in &report.steps {
@@ -69,7 +70,8 @@ fn said(step: &StepPreview, paint: Paint) -> String {
     format!("{}{}", step.summary, if unsure { paint.dim(" (undetermined)") } else { String::new() })
 }
 
-fn facts(report: &PreviewReport, paint: Paint) -> String {
+/// What is touched, how long it takes, and the verdict.
+pub fn facts(report: &PreviewReport, paint: Paint) -> String {
     let impact = &report.impact;
     let mut touched = Vec::new();
     let mut add = |count: usize, word: &str, painted: String| {

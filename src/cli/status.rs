@@ -89,7 +89,7 @@ fn follow(args: &Args, store: &Store, out: &Out) -> Result<Exit, Error> {
 /// How a command ends that went along with a run.
 pub const fn of(status: RunStatus) -> Exit {
     match status {
-        RunStatus::Succeeded => Exit::Done,
+        RunStatus::Succeeded | RunStatus::Undone => Exit::Done,
         RunStatus::Paused | RunStatus::Waiting => Exit::Waiting,
         RunStatus::Cancelled => Exit::Cancelled,
         RunStatus::Failed | RunStatus::Running => Exit::Failed,

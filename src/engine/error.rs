@@ -113,6 +113,26 @@ pub enum EngineError {
     /// Nothing is left to do.
     #[error("run {0} has succeeded: nothing is left to do")]
     Finished(String),
+    /// The run is being taken back, or has been.
+    #[error("run {0} is being taken back, or has been, and can't be resumed")]
+    BeingUndone(String),
+    /// All that could be taken back was.
+    #[error("run {0} has been undone: nothing is left to take back")]
+    Undone(String),
+    /// No step has an `undo` that could be run.
+    #[error("run {0} did nothing that `lifeboat undo` can take back")]
+    NothingToUndo(String),
+    /// A step that a kill cut off still goes on in the world.
+    #[error("step `{step}` was cut off, and still goes on: {what}")]
+    StillGoing {
+        /// The step.
+        step: StepId,
+        /// What goes on.
+        what: String,
+    },
+    /// A step to leave as it is that isn't taken back.
+    #[error("{0}")]
+    Leave(String),
     /// It could not be found out what became of a step in flight.
     #[error("step `{step}` was cut off, and it could not be found out what became of it: {failure}")]
     Undecided {
@@ -157,6 +177,15 @@ impl EngineError {
                 "`lifeboat resume` alone goes on with the copy kept with the run; `--plan FILE` lets an edited plan take over".to_owned()
             }
             Self::NewerWalker { .. } => "use the version of Lifeboat that began it, or a later one".to_owned(),
+            Self::BeingUndone(run) => format!("go on with `lifeboat undo {run}`, or start a new run"),
+            Self::Undone(_) => "start a new run with `lifeboat run`".to_owned(),
+            Self::NothingToUndo(run) => {
+                format!(
+                    "`lifeboat status {run}` says what it left; `undo:` in the plan says how to take a step back"
+                )
+            }
+            Self::StillGoing { .. } => "wait until it has ended, then try again: nothing was changed".to_owned(),
+            Self::Leave(_) => "`lifeboat undo --dry-run` lists what is taken back".to_owned(),
             Self::Finished(_) => "look at it with `lifeboat report`".to_owned(),
             Self::Store(error) => return error.help(),
             Self::Journal(error) => error.help(),
@@ -175,6 +204,10 @@ impl EngineError {
             | Self::Order { .. }
             | Self::NewerWalker { .. }
             | Self::Finished(_)
+            | Self::BeingUndone(_)
+            | Self::Undone(_)
+            | Self::NothingToUndo(_)
+            | Self::Leave(_)
             | Self::Store(
                 StoreError::Unsupported(_)
                 | StoreError::Unknown { .. }
@@ -184,7 +217,11 @@ impl EngineError {
                 | StoreError::Answer(_)
                 | StoreError::Refused(_),
             ) => ExitClass::Usage,
-            Self::Lock { .. } | Self::Undecided { .. } | Self::Store(_) | Self::Journal(_) => ExitClass::Failed,
+            Self::Lock { .. }
+            | Self::Undecided { .. }
+            | Self::StillGoing { .. }
+            | Self::Store(_)
+            | Self::Journal(_) => ExitClass::Failed,
             Self::Interrupted => ExitClass::Cancelled,
             Self::Defect(_) => ExitClass::Defect,
         }

@@ -28,11 +28,12 @@ pub mod preview;
 mod resume;
 mod steering;
 mod turn;
+pub mod undo;
 pub mod walk;
 mod worker;
 
 use crate::ids::RunId;
-use crate::plan::Plan;
+use crate::plan::{Known, Plan};
 use crate::record::event::{
     Actor, Answer, EffectRecord, Event, FORMAT, Question, RunStarted, RunStatus, StepHeader,
 };
@@ -48,6 +49,7 @@ pub use preview::preview;
 use preview::{PreviewReport, SavedPreview};
 pub use resume::{Foreseen, decide};
 pub use steering::{Edit, Steering};
+pub use undo::{foresee as foresee_undo, undo};
 
 /// Tells the time; tests fix it.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -159,7 +161,7 @@ impl Ended {
     /// Its exit code's class.
     pub const fn class(&self) -> ExitClass {
         match self.state.status {
-            RunStatus::Succeeded => ExitClass::Done,
+            RunStatus::Succeeded | RunStatus::Undone => ExitClass::Done,
             RunStatus::Paused | RunStatus::Waiting => ExitClass::Unfinished,
             RunStatus::Cancelled => ExitClass::Cancelled,
             RunStatus::Failed | RunStatus::Running => ExitClass::Failed,
@@ -240,7 +242,7 @@ async fn prepare(
     if options.no_preflight && options.approved.is_none() {
         return Ok((None, Guards::acquire(cx, plan, id).await?));
     }
-    let report = preview::foresee(plan, Some(&cx.services)).await;
+    let report = preview::foresee(plan, Known::default(), Some(&cx.services)).await;
     if let Some(saved) = &options.approved {
         let objections = saved.objections(&SavedPreview::new(plan, report.clone()));
         if !objections.is_empty() {
@@ -294,7 +296,7 @@ pub fn needs_confirmation(plan: &Plan) -> bool {
 fn headers(plan: &Plan, foretold: Option<&PreviewReport>) -> Vec<StepHeader> {
     let foretold: BTreeMap<_, _> =
         foretold.into_iter().flat_map(|report| &report.steps).map(|step| (step.id.as_str(), step)).collect();
-    let known = crate::plan::Known::default();
+    let known = Known::default();
     plan.steps
         .iter()
         .map(|step| {
@@ -317,6 +319,8 @@ fn headers(plan: &Plan, foretold: Option<&PreviewReport>) -> Vec<StepHeader> {
                 definition: step.definition.clone(),
                 proves_health: step.info.proves_health,
                 effects,
+                undo: undo::header(plan, step),
+                undoes: None,
             }
         })
         .collect()
@@ -324,7 +328,7 @@ fn headers(plan: &Plan, foretold: Option<&PreviewReport>) -> Vec<StepHeader> {
 
 fn masked(plan: &Plan, effect: &Effect) -> EffectRecord {
     let resource = plan.environment.redactor.redact(effect.resource.as_str()).into_owned();
-    EffectRecord { access: effect.access.as_str().to_owned(), resource }
+    effect.record(resource)
 }
 
 fn started(cx: &Context, plan: &Plan, id: &RunId, steps: Vec<StepHeader>) -> RunStarted {

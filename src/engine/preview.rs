@@ -126,17 +126,17 @@ pub struct SavedPreview {
 
 /// Walks the plan, and tells how long a run should take; without services nothing is contacted.
 pub async fn preview(cx: &Context, plan: &Plan, services: Option<&Services>) -> PreviewReport {
-    let mut report = foresee(plan, services).await;
+    let mut report = foresee(plan, Known::default(), services).await;
     let durations = Durations::of(&cx.store, &plan.name, None);
     report.estimate = durations.estimate(plan, &report.steps);
     report
 }
 
-/// Walks the plan.
-pub(super) async fn foresee(plan: &Plan, services: Option<&Services>) -> PreviewReport {
+/// Walks the plan with what is known of its outputs.
+pub(super) async fn foresee(plan: &Plan, known: Known, services: Option<&Services>) -> PreviewReport {
     let services = services.map(Services::read_only);
     let redactor = &plan.environment.redactor;
-    let mut walk = Walk { world: World::default(), known: Known::default() };
+    let mut walk = Walk { world: World::default(), known };
     let mut steps = Vec::with_capacity(plan.steps.len());
     for step in &plan.steps {
         let notes = notes(step, &walk.known, redactor);
@@ -357,13 +357,7 @@ fn written(step: &PlannedStep, preview: &Preview, effects: &[Effect], redactor: 
         action: preview.action.as_str().to_owned(),
         certainty: preview.certainty.as_str().to_owned(),
         summary: redact(&preview.summary),
-        effects: effects
-            .iter()
-            .map(|effect| EffectRecord {
-                access: effect.access.as_str().to_owned(),
-                resource: redact(effect.resource.as_str()),
-            })
-            .collect(),
+        effects: effects.iter().map(|effect| effect.record(redact(effect.resource.as_str()))).collect(),
         problems: preview
             .problems
             .iter()

@@ -29,8 +29,8 @@ use crate::step::AfterKill;
 /// A decision, and the change that carries it out where running the step doesn't.
 #[derive(Debug)]
 pub(super) struct Resolved {
-    decision: Decision,
-    then: Option<Event>,
+    pub(super) decision: Decision,
+    pub(super) then: Option<Event>,
 }
 
 /// What a resume would do with each step, and why. Looks at the real systems, read-only;
@@ -95,6 +95,9 @@ pub(super) fn same_plan(plan: &Plan, state: &RunState) -> Result<(), EngineError
 
 /// Whether there is something left to do, and this version can do it.
 pub(super) fn resumable(state: &RunState) -> Result<(), EngineError> {
+    if state.undo.is_some() {
+        return Err(EngineError::BeingUndone(state.header.run.clone()));
+    }
     if state.status == RunStatus::Succeeded {
         return Err(EngineError::Finished(state.header.run.clone()));
     }
@@ -142,7 +145,7 @@ pub(super) async fn resolve(
     turns.at(state, state.status, now);
     let desk = desk(plan, folder, services);
     let mut resolved = Vec::with_capacity(plan.steps.len());
-    for (at, step) in state.steps.iter().enumerate() {
+    for (at, step) in state.steps.iter().enumerate().skip(state.live_from()) {
         let planned = &plan.steps[at];
         if !step.is_open_ended() {
             let (action, reason) = settled(planned, step, now);
@@ -177,12 +180,7 @@ pub(super) fn events(
     torn: Option<u64>,
 ) -> Vec<Event> {
     let notice = |message: String| Event::Noticed { step: None, message };
-    let mut events = Vec::new();
-    if let Some(bytes) = torn {
-        events.push(notice(format!(
-            "the journal's last line was torn ({bytes} bytes, never acknowledged), and dropped"
-        )));
-    }
+    let mut events: Vec<_> = self::torn(torn).into_iter().collect();
     if plan.environment.digest != state.header.environment_digest {
         events.push(notice("the environment is not as it was when the run began".to_owned()));
     }
@@ -193,6 +191,13 @@ pub(super) fn events(
     events.push(Event::RunResumed { by: cx.by.clone(), version, decisions });
     events.extend(then.into_iter().flatten());
     events
+}
+
+/// What is said of a torn last line.
+pub(super) fn torn(bytes: Option<u64>) -> Option<Event> {
+    let bytes = bytes?;
+    let message = format!("the journal's last line was torn ({bytes} bytes, never acknowledged), and dropped");
+    Some(Event::Noticed { step: None, message })
 }
 
 /// What a person is asked when nobody can tell whether a step happened.
@@ -313,7 +318,7 @@ fn decided(step: &StepState, action: DecisionAction, reason: String, then: Optio
     Resolved { decision: Decision { step: step.header.id.clone(), action, reason }, then }
 }
 
-fn masked(desk: &Desk, failure: Failure) -> Failure {
+pub(super) fn masked(desk: &Desk, failure: Failure) -> Failure {
     let error = desk.error(failure);
     Failure { message: error.message, transient: error.transient, help: error.help }
 }

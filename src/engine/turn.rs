@@ -61,6 +61,11 @@ impl Turns {
         });
     }
 
+    /// All that is known.
+    pub(super) fn into_known(self) -> Known {
+        self.known
+    }
+
     /// What the step needs.
     pub(super) fn turn(&self, at: usize, state: &StepState, now: Timestamp) -> Turn {
         self.judge(at, state, now).unwrap_or_else(|failure| Turn::Fail(self.redacted(failure).into()))

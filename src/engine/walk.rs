@@ -69,6 +69,8 @@ struct Node {
     dependants: Vec<usize>,
     finally: bool,
     goes_on: bool,
+    /// It stands still: the run is being taken back.
+    still: bool,
 }
 
 /// What the walker knows of a step.
@@ -104,6 +106,8 @@ pub struct Walker {
     stoppers: BTreeSet<usize>,
     /// Steps that make the run a failed one.
     failures: BTreeSet<usize>,
+    /// The run is being taken back.
+    undoing: bool,
 }
 
 impl Walker {
@@ -112,12 +116,14 @@ impl Walker {
         let index: HashMap<&StepId, usize> = steps.iter().enumerate().map(|(at, step)| (&step.id, at)).collect();
         let mut nodes: Vec<Node> = steps
             .iter()
-            .map(|step| Node {
+            .enumerate()
+            .map(|(at, step)| Node {
                 id: step.id.clone(),
                 needs: step.needs.iter().filter_map(|need| index.get(need).copied()).collect(),
                 dependants: Vec::new(),
                 finally: step.finally,
                 goes_on: step.continue_on_failure,
+                still: at < state.live_from(),
             })
             .collect();
         for at in 0..nodes.len() {
@@ -137,9 +143,14 @@ impl Walker {
             answered: BTreeSet::new(),
             stoppers: BTreeSet::new(),
             failures: BTreeSet::new(),
+            undoing: state.undo.is_some(),
             nodes,
         };
         for at in 0..walker.nodes.len() {
+            if walker.nodes[at].still {
+                walker.classes[at] = Class::Done;
+                continue;
+            }
             walker.pending[walker.part(at)].insert(at);
             walker.sort(at);
         }
@@ -152,7 +163,7 @@ impl Walker {
     /// Takes in what became of a step; call it after each event that concerns one.
     pub fn observe(&mut self, at: usize, state: &StepState) {
         let (was, is) = (self.classes[at], classify(state));
-        if was == is {
+        if was == is || self.nodes[at].still {
             return;
         }
         self.classes[at] = is;
@@ -216,6 +227,7 @@ impl Walker {
             Mode::Cancel | Mode::Abort => RunStatus::Cancelled,
             _ if !self.failures.is_empty() => RunStatus::Failed,
             Mode::Pause => RunStatus::Paused,
+            Mode::Go if self.undoing => RunStatus::Undone,
             Mode::Go => RunStatus::Succeeded,
         }
     }

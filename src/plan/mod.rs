@@ -44,7 +44,7 @@ use crate::units::Duration;
 
 /// A plan that has been checked against its environment and inputs: `for_each` and
 /// sub-plans are expanded, references resolve, the graph has no cycle.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     /// `plan:`.
     pub name: String,
@@ -87,7 +87,7 @@ pub struct Objectives {
 }
 
 /// One step of the expanded plan.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct PlannedStep {
     /// Its id: `restore`, `restart[0]`, `restore/find-backup`.
     pub id: StepId,

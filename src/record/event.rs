@@ -10,6 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use super::undo::{UndoAction, UndoDecision, UndoHeader};
+
 /// The journal format that this version writes. A journal of a newer one is refused.
 pub const FORMAT: u32 = 1;
 
@@ -44,6 +46,20 @@ pub enum Event {
         version: String,
         /// What was decided for each step, and why.
         decisions: Vec<Decision>,
+    },
+    /// The run is being taken back: from here on, only steps that undo run.
+    UndoStarted {
+        /// Who and where.
+        by: Actor,
+        /// The version that does it.
+        version: String,
+        /// Why, if that was said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        because: Option<String>,
+        /// What is done about each step of the run, and why.
+        decisions: Vec<UndoDecision>,
+        /// The steps that take back, in the order people read.
+        steps: Vec<StepHeader>,
     },
     /// A step's attempt is about to touch the world.
     StepStarted {
@@ -137,7 +153,11 @@ impl Event {
             | Self::Progress { step, .. } => Some(step),
             Self::StepAdjusted(adjustment) => Some(&adjustment.step),
             Self::Noticed { step, .. } => step.as_deref(),
-            Self::RunStarted(_) | Self::RunResumed { .. } | Self::Steered(_) | Self::RunStopped { .. } => None,
+            Self::RunStarted(_)
+            | Self::RunResumed { .. }
+            | Self::Steered(_)
+            | Self::UndoStarted { .. }
+            | Self::RunStopped { .. } => None,
         }
     }
 }
@@ -208,6 +228,12 @@ pub struct StepHeader {
     pub proves_health: bool,
     /// What it does to what, as declared.
     pub effects: Vec<EffectRecord>,
+    /// How `lifeboat undo` takes it back, if it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<UndoHeader>,
+    /// The step that this one takes back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undoes: Option<String>,
 }
 
 /// An effect, as text: `destroy postgres:db/manacore_auth`.
@@ -217,6 +243,12 @@ pub struct EffectRecord {
     pub access: String,
     /// The resource.
     pub resource: String,
+    /// How it stands after it, in a word or two, where the access alone doesn't say: `stopped`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaves: Option<String>,
+    /// Whether what was there is taken from under those who use it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub displaces: bool,
 }
 
 /// Who acts, and where.
@@ -383,6 +415,8 @@ pub enum RunStatus {
     Waiting,
     /// Running steps were cancelled; resumable.
     Cancelled,
+    /// All that could be taken back was; final.
+    Undone,
 }
 
 impl RunStatus {
@@ -395,6 +429,7 @@ impl RunStatus {
             Self::Paused => "paused",
             Self::Waiting => "waiting",
             Self::Cancelled => "cancelled",
+            Self::Undone => "undone",
         }
     }
 }

@@ -124,6 +124,18 @@ impl RunFolder {
         }
     }
 
+    /// Calls off a run that nobody works on: one that waits for a person gives up its claim, and one whose process
+    /// died is known to have stopped. Its status, and whether it was changed.
+    pub fn call_off(&self, reason: String, now: Timestamp) -> Result<(RunStatus, bool), StoreError> {
+        let (mut run, _, state) = self.open(now)?;
+        if !matches!(state.status, RunStatus::Waiting | RunStatus::Paused | RunStatus::Running) {
+            return Ok((state.status, false));
+        }
+        let stopped = Event::RunStopped { status: RunStatus::Cancelled, reason: Some(reason) };
+        run.journal.append(vec![stopped], now)?;
+        Ok((RunStatus::Cancelled, true))
+    }
+
     /// Keeps a message for the process that works on the run.
     pub fn send(&self, message: &Message, now: Timestamp) -> Result<(), StoreError> {
         let inbox = self.path.join("inbox");

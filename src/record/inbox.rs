@@ -28,11 +28,17 @@ pub enum Message {
     Pause {
         /// Who asks for it.
         by: String,
+        /// Why, if that was said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        because: Option<String>,
     },
     /// Stop the running steps.
     Cancel {
         /// Who asks for it.
         by: String,
+        /// Why, if that was said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        because: Option<String>,
     },
 }
 
@@ -45,6 +51,14 @@ pub struct Letter {
 }
 
 impl Letter {
+    /// Whether it asks a process to stop that had ended before `since`: the one that goes on was not asked.
+    pub fn is_stale(&self, since: Timestamp) -> bool {
+        let stops = matches!(self.message, Ok(Message::Pause { .. } | Message::Cancel { .. }));
+        let name = self.path.file_name().and_then(|name| name.to_str()).and_then(|name| name.split('-').next());
+        let sent = name.and_then(|sent| sent.parse::<i128>().ok());
+        stops && sent.is_some_and(|sent| sent < since.as_nanosecond())
+    }
+
     /// Removes the file: call it once the message's effect is on disk.
     pub fn done(self) -> io::Result<()> {
         std::fs::remove_file(self.path)

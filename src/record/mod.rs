@@ -17,3 +17,4 @@ pub mod state;
 pub mod steering;
 mod step_state;
 pub mod store;
+pub mod undo;

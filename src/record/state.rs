@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use super::event::{Answer, Decision, DecisionAction, Event, Outcome, Record, RunStarted, RunStatus};
 pub use super::step_state::{Illegal, Phase, StepState, Verdict, Waiting};
 use super::step_state::{illegal, span};
+pub use super::undo::Undoing;
 
 /// Where a run stands after the records applied so far.
 #[derive(Clone, Debug)]
@@ -38,6 +39,8 @@ pub struct RunState {
     pub waited: Duration,
     /// When the last step that proves health succeeded, and how long people had been waited for by then.
     pub healthy: Option<(Timestamp, Duration)>,
+    /// The undo, once it has begun.
+    pub undo: Option<Undoing>,
     /// How many records were applied: the next one's `seq`.
     pub records: u64,
     /// Steps of an earlier plan that the present one doesn't have.
@@ -76,6 +79,7 @@ impl RunState {
             notices: Vec::new(),
             waited: Duration::ZERO,
             healthy: None,
+            undo: None,
             records: 1,
             gone: Vec::new(),
             plan_copy: None,
@@ -160,6 +164,7 @@ impl RunState {
         match event {
             Event::RunStarted(_) => return illegal("a run starts once"),
             Event::RunResumed { decisions, .. } => self.resume(decisions)?,
+            Event::UndoStarted { .. } => self.begin_undo(event, at)?,
             Event::RunStopped { status, reason } => {
                 self.status = *status;
                 self.reason.clone_from(reason);
@@ -195,12 +200,17 @@ impl RunState {
 
     /// A stopped run hears answers and notices, and is resumed; nothing else happens in it.
     fn check_status(&self, event: &Event) -> Result<(), Illegal> {
+        self.check_undo(event)?;
         let quiet = matches!(event, Event::StepAnswered { .. } | Event::StepAdjusted(_) | Event::Noticed { .. });
         let resumes = matches!(event, Event::RunResumed { .. } | Event::Steered(_));
         match (self.status, event) {
             (RunStatus::Succeeded, _) if resumes => illegal("the run has succeeded: nothing is left to do"),
-            (RunStatus::Running, _) => Ok(()),
+            (RunStatus::Running, _) | (_, Event::UndoStarted { .. }) => Ok(()),
             _ if quiet || resumes => Ok(()),
+            // A run that nobody works on is called off.
+            (RunStatus::Waiting | RunStatus::Paused, Event::RunStopped { status: RunStatus::Cancelled, .. }) => {
+                Ok(())
+            }
             (status, _) => illegal(format!("the run is {} and was not resumed", status.as_str())),
         }
     }
@@ -231,6 +241,12 @@ impl RunState {
         self.index = self.steps.iter().enumerate().map(|(at, step)| (step.header.id.clone(), at)).collect();
         self.busy = self.steps.iter().filter(|step| step.is_busy()).count();
         self.asking = self.steps.iter().filter(|step| step.is_asking()).count();
+    }
+
+    /// Adds a step behind the others.
+    pub(super) fn add(&mut self, step: StepState) {
+        self.index.insert(step.header.id.clone(), self.steps.len());
+        self.steps.push(step);
     }
 
     /// Changes one step and keeps count of those that are busy and those that ask.

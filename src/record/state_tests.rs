@@ -20,6 +20,8 @@ impl Story {
             definition: id.to_owned(),
             proves_health,
             effects: Vec::new(),
+            undo: None,
+            undoes: None,
         };
         let header = RunStarted {
             format: FORMAT,

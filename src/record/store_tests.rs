@@ -72,13 +72,13 @@ fn messages_arrive_in_order_and_damaged_ones_are_said() {
     let (_folder, store) = store();
     let folder = begin(&store, "r", 0).folder;
     for (second, by) in [(1, "maria"), (2, "ben")] {
-        let message = Message::Pause { by: by.to_owned() };
+        let message = Message::Pause { by: by.to_owned(), because: None };
         folder.send(&message, Timestamp::from_second(second).unwrap()).unwrap();
     }
     std::fs::write(folder.path().join("inbox/9.json"), "{").unwrap();
     let letters = folder.receive().unwrap();
     let by = |letter: &Letter| match &letter.message {
-        Ok(Message::Pause { by }) => by.clone(),
+        Ok(Message::Pause { by, .. }) => by.clone(),
         other => format!("{}", other.is_err()),
     };
     assert_eq!(letters.iter().map(by).collect::<Vec<_>>(), ["maria", "ben", "true"]);

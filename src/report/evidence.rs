@@ -10,8 +10,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::world::{UndoEvidence, World};
 use crate::record::event::{
     Actor, Answer, Decision, EffectRecord, ErrorRecord, Event, Outcome, Outputs, Question, Record, RunStatus,
+    UndoHeader,
 };
 use crate::record::measure::measure;
 use crate::record::state::{Illegal, Phase, RunState, StepState, Verdict, Waiting};
@@ -77,6 +79,12 @@ pub struct Evidence {
     pub resumes: Vec<Resume>,
     /// Messages kept on the way.
     pub notices: Vec<Notice>,
+    /// What the run has made of the world so far.
+    #[serde(default)]
+    pub world: World,
+    /// The undo, once it has begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<UndoEvidence>,
     /// The journal that all this comes from.
     pub journal: JournalEvidence,
 }
@@ -154,6 +162,12 @@ pub struct StepEvidence {
     pub outputs: Outputs,
     /// What it does to what, as declared.
     pub effects: Vec<EffectRecord>,
+    /// How `lifeboat undo` takes it back, if it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<UndoHeader>,
+    /// The step that this one takes back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undoes: Option<String>,
     /// The attempts that failed, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<AttemptError>,
@@ -300,6 +314,8 @@ impl Evidence {
             steered: Vec::new(),
             resumes: Vec::new(),
             notices: state.notices.iter().map(notice).collect(),
+            world: World::of(state),
+            undo: UndoEvidence::of(state),
             journal: JournalEvidence { records: state.records, head: head.to_owned() },
         }
     }
@@ -363,6 +379,8 @@ impl StepEvidence {
             reason,
             outputs: step.outputs().cloned().unwrap_or_default(),
             effects: step.header.effects.clone(),
+            undo: step.header.undo.clone(),
+            undoes: step.header.undoes.clone(),
             errors,
             question: waiting.map(|waiting| waiting.question.clone()),
             agreed: waiting.map_or(0, said_yes),

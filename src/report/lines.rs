@@ -51,6 +51,11 @@ impl Lines {
                     plural(kept, "step")
                 )
             }
+            Event::UndoStarted { by, because, steps, .. } => {
+                let because = because.as_ref().map(|because| format!(": {because}")).unwrap_or_default();
+                let (who, steps) = (format!("{}@{}", by.user, by.host), plural(steps.len(), "step"));
+                format!("{} run {} is taken back, by {who}{because}; {steps}", paint.name("▸"), state.header.run)
+            }
             Event::StepStarted { step, attempt } => {
                 let header = &state.step(step)?.header;
                 let again = if *attempt > 1 { format!(" (attempt {attempt})") } else { String::new() };

@@ -4,13 +4,15 @@ use std::fmt::Write as _;
 
 use super::evidence::{Evidence, Objective, StepEvidence, StepStatus};
 use super::text::{moment, plural, span};
-use crate::record::event::{DecisionAction, RunStatus};
+use crate::record::event::{DecisionAction, RunStatus, UndoAction};
 
 /// The whole page.
 pub fn markdown(evidence: &Evidence) -> String {
     let mut text = header(evidence);
     text.push_str(&objectives(evidence));
     text.push_str(&steps(evidence));
+    text.push_str(&undone(evidence));
+    text.push_str(&world(evidence));
     text.push_str(&errors(evidence));
     text.push_str(&people(evidence));
     text.push_str(&section("Steered", super::steered::markdown(evidence)));
@@ -119,6 +121,41 @@ fn steps(evidence: &Evidence) -> String {
         );
     }
     text
+}
+
+/// What was taken back, and what wasn't.
+fn undone(evidence: &Evidence) -> String {
+    let Some(undo) = &evidence.undo else { return String::new() };
+    let because = undo.because.as_ref().map(|because| format!(": {}", escape(because))).unwrap_or_default();
+    let by = escape(&format!("{}@{}", undo.by.user, undo.by.host));
+    let mut text = format!("Begun {} by {by}{because}.\n\n", moment(undo.at));
+    for decision in undo.decisions.iter().filter(|decision| decision.action != UndoAction::Nothing) {
+        let _ =
+            writeln!(text, "- `{}`: **{}**, {}", decision.step, decision.action.as_str(), escape(&decision.reason));
+    }
+    section("Taken back", text)
+}
+
+/// How a run that didn't come to a good end left the world.
+fn world(evidence: &Evidence) -> String {
+    if evidence.status == RunStatus::Succeeded {
+        return String::new();
+    }
+    let mut text = String::new();
+    for thing in &evidence.world.things {
+        let may = if thing.certain { "is" } else { "**may be**" };
+        let said = thing.said.as_ref().map(|said| format!(" ({})", escape(said))).unwrap_or_default();
+        let _ = writeln!(text, "- `{}` {may} {}, by `{}`{said}", thing.resource, escape(&thing.state), thing.step);
+    }
+    if let Some(point) = &evidence.world.no_return {
+        let passed = if point.certain { "is" } else { "may be" };
+        let _ = writeln!(
+            text,
+            "\nThe point of no return {passed} passed: nothing brings back `{}`, which `{}` took.",
+            point.resource, point.step
+        );
+    }
+    section("What it left", text)
 }
 
 fn errors(evidence: &Evidence) -> String {

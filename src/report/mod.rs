@@ -14,6 +14,7 @@ pub mod next;
 pub mod page;
 pub mod steered;
 pub mod text;
+pub mod world;
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! What to do next, as commands to paste.
 
 use super::evidence::{Evidence, StepEvidence, StepStatus};
-use super::text::{Paint, Table};
+use super::text::{Paint, Table, plural};
 use crate::record::event::{QuestionKind, RunStatus};
 
 /// A command, and what it does.
@@ -45,18 +45,45 @@ pub fn actions(
     }
     match evidence.status {
         RunStatus::Running if alive => add(format!("status {run} --follow"), "watch it"),
+        status if evidence.undo.is_some() && status != RunStatus::Undone => {
+            let left = evidence.steps.iter().filter(|step| step.undoes.is_some() && !is_done(step));
+            let left: Vec<&str> = left.filter_map(|step| step.undoes.as_deref()).collect();
+            let failed = |step: &&StepEvidence| step.undoes.is_some() && step.state == StepStatus::Failed;
+            let failed = evidence.steps.iter().find(failed);
+            if let Some(step) = failed.filter(|step| printed(step)) {
+                add(format!("logs {run} {}", quote(&step.id)), "what the failed step printed");
+            }
+            add(format!("undo {run} --dry-run"), "what going on with the undo would do");
+            add(format!("undo {run}"), &format!("go on taking back: {}", listed(&left)));
+            if let Some(step) = failed.and_then(|step| step.undoes.as_ref()) {
+                let leave = format!("undo {run} --leave {} --because '…'", quote(step));
+                add(leave, "go on, and leave what can't be taken back as it is");
+            }
+        }
         RunStatus::Waiting if evidence.steps.iter().any(|step| open(&step)) => {
             add(format!("resume {run}"), "go on, once it is answered");
         }
         RunStatus::Waiting => add(format!("resume {run}"), "go on: it is answered"),
-        RunStatus::Succeeded => add(format!("report {run} -o {run}.md"), "keep the evidence"),
+        RunStatus::Succeeded | RunStatus::Undone => add(format!("report {run} -o {run}.md"), "keep the evidence"),
         _ => {
             let failed = |step: &&StepEvidence| step.state == StepStatus::Failed && printed(step);
             if let Some(step) = evidence.steps.iter().find(failed) {
                 add(format!("logs {run} {}", quote(&step.id)), "what the failed step printed");
             }
             add(format!("resume {run} --dry-run"), "what going on would do, and why");
-            add(format!("resume {run}"), "go on; what succeeded is kept");
+            let left: Vec<&str> =
+                evidence.steps.iter().filter(|step| !is_done(step)).map(|step| step.id.as_str()).collect();
+            let runs = match left.as_slice() {
+                [] => "go on".to_owned(),
+                [one] => format!("go on: runs {one}; what succeeded is kept"),
+                [first, ..] => {
+                    format!(
+                        "go on: runs {}, starting with {first}; what succeeded is kept",
+                        plural(left.len(), "step")
+                    )
+                }
+            };
+            add(format!("resume {run}"), &runs);
             let stuck = |step: &&StepEvidence| {
                 step.state == StepStatus::Failed
                     && !step.finally
@@ -77,7 +104,39 @@ pub fn actions(
             }
         }
     }
+    let stopped = !alive && evidence.undo.is_none() && evidence.status != RunStatus::Succeeded;
+    let back: Vec<&str> =
+        evidence.steps.iter().rev().filter(|step| may_be_undone(step)).map(|step| step.id.as_str()).collect();
+    if stopped && !back.is_empty() {
+        let stays = if evidence.world.things.iter().any(|thing| !thing.undoable) {
+            "; the rest stays as it is"
+        } else {
+            ""
+        };
+        add(format!("undo {run}"), &format!("take back {}{stays}", listed(&back)));
+    }
     actions
+}
+
+fn is_done(step: &StepEvidence) -> bool {
+    matches!(step.state, StepStatus::Succeeded | StepStatus::Skipped)
+}
+
+/// Whether an undo would take the step back, as far as the journal tells.
+fn may_be_undone(step: &StepEvidence) -> bool {
+    let untouched = matches!(step.state, StepStatus::Skipped | StepStatus::NotRun | StepStatus::Waiting);
+    step.undo.is_some() && step.attempts > 0 && !untouched
+}
+
+/// The first few, and how many more.
+fn listed(steps: &[&str]) -> String {
+    match steps {
+        [] => "nothing".to_owned(),
+        [one, two, three, rest @ ..] if !rest.is_empty() => {
+            format!("{one}, {two}, {three} and {}", plural(rest.len(), "more step"))
+        }
+        few => few.join(", "),
+    }
 }
 
 /// The actions as a block of a page; the reasons are shell comments, so that a whole line can be pasted.

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use super::evidence::{Evidence, Objective, StepEvidence, StepStatus, seconds};
 use super::next::{self, Action};
 use super::text::{Paint, Table, moment, plural, span, wrap};
+use super::world;
 use crate::record::event::RunStatus;
 
 /// Draws the page as of `now`. `holder` names the process that works on the run, if one does.
@@ -20,6 +21,11 @@ pub fn page(evidence: &Evidence, now: Timestamp, holder: Option<&str>, actions: 
             evidence.gone.iter().map(|step| format!("{} ({})", step.id, step.state.as_str())).collect();
         let _ =
             writeln!(text, "\n{} {}", paint.dim("no longer in the plan:"), wrap(&gone.join(", "), paint.width, 2));
+    }
+    text.push_str(&world::undo(evidence.undo.as_ref(), paint));
+    // Of a recovery that came to its end, its steps say it all.
+    if evidence.status != RunStatus::Succeeded {
+        text.push_str(&evidence.world.render(paint));
     }
     for step in &evidence.steps {
         text.push_str(&trouble(step, paint));
@@ -41,6 +47,7 @@ pub fn status(status: RunStatus, alive: bool, paint: Paint) -> String {
         RunStatus::Paused => paint.warn("‖ paused"),
         RunStatus::Waiting => paint.warn("? waits for a person"),
         RunStatus::Cancelled => paint.bad("■ cancelled"),
+        RunStatus::Undone => paint.good("↶ undone"),
     }
 }
 
@@ -125,7 +132,12 @@ fn objective(measured: Option<f64>, objective: Option<Objective>, unknown: &str,
 fn steps(evidence: &Evidence, now: Timestamp, alive: bool, paint: Paint) -> String {
     let mut table = Table::new(2).right(&[2]);
     let mut finally = false;
+    let mut undo = false;
     for step in &evidence.steps {
+        if step.undoes.is_some() && !undo {
+            undo = true;
+            table.row([paint.dim("undo")]);
+        }
         if step.finally && !finally {
             finally = true;
             table.row([paint.dim("finally")]);

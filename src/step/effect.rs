@@ -134,12 +134,14 @@ pub struct Effect {
     pub resource: Resource,
     /// What it means for the hazards.
     pub role: Role,
+    /// How the resource stands after it, where access and role don't say.
+    pub leaves: Option<&'static str>,
 }
 
 impl Effect {
     /// A plain effect.
     pub const fn new(access: Access, resource: Resource) -> Self {
-        Self { access, resource, role: Role::Plain }
+        Self { access, resource, role: Role::Plain, leaves: None }
     }
 
     /// A read.
@@ -181,6 +183,13 @@ impl Effect {
         self.access != Access::Undetermined && !is_message
     }
 
+    /// The same effect, with a word for how it leaves the resource: `restored`.
+    #[must_use]
+    pub const fn leaves(mut self, state: &'static str) -> Self {
+        self.leaves = Some(state);
+        self
+    }
+
     /// The same effect with a meaning.
     #[must_use]
     pub const fn role(mut self, role: Role) -> Self {
@@ -189,9 +198,27 @@ impl Effect {
     }
 }
 
+impl Effect {
+    /// The effect as records keep it, its resource written as `resource`.
+    pub fn record(&self, resource: String) -> EffectRecord {
+        let leaves = match (self.leaves, self.role) {
+            (Some(leaves), _) => Some(leaves),
+            (None, Role::Stops) => Some("stopped"),
+            (None, Role::Starts) => Some("running"),
+            _ => None,
+        };
+        EffectRecord {
+            access: self.access.as_str().to_owned(),
+            resource,
+            leaves: leaves.map(ToOwned::to_owned),
+            displaces: self.role == Role::Displaces,
+        }
+    }
+}
+
 impl From<&Effect> for EffectRecord {
     fn from(effect: &Effect) -> Self {
-        Self { access: effect.access.as_str().to_owned(), resource: effect.resource.to_string() }
+        effect.record(effect.resource.to_string())
     }
 }
 

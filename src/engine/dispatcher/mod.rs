@@ -150,6 +150,7 @@ impl<'a> Dispatcher<'a> {
 
     async fn work(&mut self) -> Result<(), EngineError> {
         self.reattach();
+        self.forget_stale()?;
         self.read_inbox()?;
         self.silence()?;
         self.confirm_open()?;

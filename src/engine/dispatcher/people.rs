@@ -79,6 +79,24 @@ impl Dispatcher<'_> {
         self.emit(Event::Noticed { step: None, message: format!("{by} {what}") })
     }
 
+    /// An operator's word from another terminal.
+    fn told(&mut self, control: Control, by: &str, because: Option<&str>) -> Result<(), EngineError> {
+        let because = because.map(|because| format!(" ({})", self.desk.redactor.redact(because)));
+        self.control(control, Some(format!("{by}{}", because.unwrap_or_default())))
+    }
+
+    /// Throws away what was sent to stop a process that is gone: this one goes on because somebody wants it to.
+    pub(super) fn forget_stale(&self) -> Result<(), EngineError> {
+        let Some(Some(this)) = self.folder.holder()? else { return Ok(()) };
+        for letter in self.folder.receive()? {
+            if letter.is_stale(this.since) {
+                // What can't be removed is taken in as a new one.
+                let _ = letter.done();
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn answered_here(&mut self, answer: Option<Answer>) -> Result<(), EngineError> {
         let Some((at, _)) = self.asking.take() else { return Ok(()) };
         let Some(answer) = answer else {
@@ -114,8 +132,8 @@ impl Dispatcher<'_> {
             match &letter.message {
                 Ok(Message::Answer { step, answer }) => self.answer(step, answer.clone())?,
                 Ok(Message::Adjust(adjustment)) => self.adjust(adjustment)?,
-                Ok(Message::Pause { by }) => self.control(Control::Pause, Some(by.clone()))?,
-                Ok(Message::Cancel { by }) => self.control(Control::Cancel, Some(by.clone()))?,
+                Ok(Message::Pause { by, because }) => self.told(Control::Pause, by, because.as_deref())?,
+                Ok(Message::Cancel { by, because }) => self.told(Control::Cancel, by, because.as_deref())?,
                 Err(why) => {
                     let message = format!("a message in the run's inbox can't be read: {why}");
                     self.emit(Event::Noticed { step: None, message })?;
@@ -157,6 +175,10 @@ impl Dispatcher<'_> {
 
     /// Tells how long the rest will take, and warns once before the objective is missed.
     fn forecast(&mut self) -> Result<(), EngineError> {
+        // Earlier runs tell nothing of taking back, and there is no objective for it.
+        if self.state.undo.is_some() {
+            return Ok(());
+        }
         let now = self.cx.now();
         let Some(forecast) = self.durations.get().and_then(|durations| durations.forecast(&self.state, now)) else {
             return Ok(());

@@ -31,6 +31,7 @@ mod people;
 mod plans;
 mod resumes;
 mod steers;
+mod undo;
 
 /// Does what its parameters say, and leaves a line in a file for each time that it acts.
 #[derive(Debug, Default, Deserialize, JsonSchema)]

@@ -142,3 +142,31 @@ async fn an_answer_from_another_terminal_reaches_the_running_run() {
     assert!(folder.receive().unwrap().is_empty(), "what was taken in is removed");
     assert!(!gate.exists());
 }
+
+#[tokio::test]
+async fn a_word_to_a_process_that_is_gone_stops_no_other_one() {
+    let bench = Bench::new();
+    let plan = plan(vec![step("ask", asks(1)), needing("after", json!({}), &["ask"])]);
+    let folder = bench.run(&plan).await.folder;
+    let pause = crate::record::inbox::Message::Pause { by: "maria".to_owned(), because: None };
+    folder.send(&pause, Timestamp::now()).unwrap();
+    folder.answer("ask", yes("maria"), Timestamp::now()).unwrap();
+    assert_eq!(bench.resume(&plan, &folder).await.state.status, RunStatus::Succeeded);
+    assert!(folder.receive().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_run_that_was_called_off_gives_up_its_claim_and_can_go_on() {
+    let bench = Bench::new();
+    let waits = plan(vec![step("ask", asks(1)), needing("after", json!({ "destroys": "x" }), &["ask"])]);
+    let folder = bench.run(&waits).await.folder;
+    let other = plan(vec![step("a", json!({ "destroys": "x" }))]);
+    let error = run(&bench.cx, &other, RunOptions::default(), bench.console()).await.unwrap_err();
+    assert_eq!(error.class().code(), 5, "{error}");
+    let now = Timestamp::now();
+    assert_eq!(folder.call_off("maria".to_owned(), now).unwrap(), (RunStatus::Cancelled, true));
+    assert_eq!(folder.call_off("maria".to_owned(), now).unwrap(), (RunStatus::Cancelled, false));
+    assert_eq!(bench.run(&other).await.state.status, RunStatus::Succeeded);
+    folder.answer("ask", yes("maria"), now).unwrap();
+    assert_eq!(bench.resume(&waits, &folder).await.state.status, RunStatus::Succeeded);
+}

@@ -54,7 +54,7 @@ impl StepType for DropDatabase {
 impl Step for DropDatabase {
     fn effects(&self) -> Vec<Effect> {
         let database = Resource::database(&self.target, &self.database);
-        vec![Effect::new(Access::Destroy, database).role(Role::Displaces)]
+        vec![Effect::new(Access::Destroy, database).role(Role::Displaces).leaves("dropped")]
     }
 
     fn check(&self, found: &mut Findings) {

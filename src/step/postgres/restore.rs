@@ -129,7 +129,7 @@ impl Step for Restore {
         let access = if self.create { Access::Create } else { Access::Change };
         vec![
             Effect::read(Resource::object(&self.from.storage, &self.from.path)),
-            Effect::new(access, self.resource()).role(Role::Plain),
+            Effect::new(access, self.resource()).role(Role::Plain).leaves("restored"),
         ]
     }
 

@@ -86,9 +86,9 @@ impl Step for SwapDatabases {
         let resource = |name: &str| Resource::database(&self.target, name);
         let kept = self.keep.clone().unwrap_or_else(|| format!("{}_before_‹run.id›", self.live));
         vec![
-            Effect::new(Access::Change, resource(&self.live)).role(Role::Displaces),
-            Effect::new(Access::Change, resource(&self.replacement)),
-            Effect::new(Access::Create, resource(&kept)),
+            Effect::new(Access::Change, resource(&self.live)).role(Role::Displaces).leaves("another database now"),
+            Effect::new(Access::Change, resource(&self.replacement)).leaves("gone: it has the live one's name"),
+            Effect::new(Access::Create, resource(&kept)).leaves("the one that was live before"),
         ]
     }
 
