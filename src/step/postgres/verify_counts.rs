@@ -202,7 +202,7 @@ impl Step for VerifyCounts {
         }
         // One that a step before makes is not there to be read yet.
         let made_before =
-            |backup: &Backup| cx.world.touching(&Resource::object(&backup.storage, &backup.path)).is_some();
+            |backup: &Against| cx.world.touching(&Resource::object(&backup.storage, &backup.path)).is_some();
         let backup_known = !cx.is_unknown("/against") && !self.against.as_ref().is_some_and(made_before);
         let manifest = match cx.services {
             Some(services) if backup_known => match self.manifest(services).await {

@@ -10,6 +10,7 @@ use jiff::ToSpan;
 use jiff::tz::TimeZone;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::json;
 
 use super::backups::{Backup, Listing};
 use super::check_object_path;
@@ -153,7 +154,13 @@ impl Step for Prune {
 fn removed_before(cx: &RunCx, listing: &Listing) -> Vec<String> {
     let noted = cx.notes.iter().filter_map(|(_, note)| note["remove"].as_array()).flatten();
     let paths = noted.filter_map(|path| path.as_str().map(str::to_owned));
-    paths.filter(|path| listing.backups.iter().all(|backup| backup.path != *path)).collect()
+    let mut gone: Vec<String> = Vec::new();
+    for path in paths.filter(|path| listing.backups.iter().all(|backup| backup.path != *path)) {
+        if !gone.contains(&path) {
+            gone.push(path);
+        }
+    }
+    gone
 }
 
 impl Prune {
@@ -196,10 +203,8 @@ impl Prune {
         }
         let bytes = removed.iter().map(|backup| backup.bytes).sum();
         // What an attempt before removed is this step's doing as well.
-        let mut all = names(&removed);
-        all.extend(removed_before(cx, &listing));
-        all.sort_unstable();
-        all.dedup();
+        let mut all = removed_before(cx, &listing);
+        all.extend(names(&removed));
         Ok(Done::new(format!("{} removed ({}), {} kept", all.len(), Size(bytes), kept.len()))
             .output("removed", all)
             .output("kept", names(&kept)))
