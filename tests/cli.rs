@@ -11,3 +11,5 @@ mod exits;
 mod pages;
 #[path = "cli/runs.rs"]
 mod runs;
+#[path = "cli/steer.rs"]
+mod steer;
