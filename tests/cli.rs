@@ -11,6 +11,8 @@ mod exits;
 mod pages;
 #[path = "cli/runs.rs"]
 mod runs;
+#[path = "cli/steer.rs"]
+mod steer;
 #[path = "cli/stop.rs"]
 mod stop;
 #[path = "cli/undo.rs"]

@@ -33,7 +33,7 @@ pub struct Args {
     #[command(flatten)]
     inputs: Inputs,
     #[command(flatten)]
-    steer: steer::Args,
+    steer: steer::Orders,
     #[command(flatten)]
     how: How,
     /// `json`: the decisions of a dry-run, or journal records, one a line

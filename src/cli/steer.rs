@@ -10,8 +10,7 @@ use crate::report::text::{Paint, Table};
 
 /// What an operator orders of a run that goes on.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Steering")]
-pub struct Args {
+pub struct Orders {
     /// Count a step as done without running it; may be repeated
     #[arg(long, value_name = "STEP")]
     pub skip: Vec<String>,
@@ -39,7 +38,7 @@ pub struct Args {
 }
 
 /// The orders; none when nothing is ordered.
-pub fn steering(args: &Args) -> Result<Option<Steering>, Error> {
+pub fn steering(args: &Orders) -> Result<Option<Steering>, Error> {
     let of =
         |steps: &[String], order: OrderKind| steps.iter().map(|step| (step.clone(), order)).collect::<Vec<_>>();
     let orders = [

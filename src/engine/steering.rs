@@ -66,12 +66,11 @@ pub(super) async fn resolve(
 ) -> Result<Course, EngineError> {
     resume::resumable(state)?;
     let named = named(plan, steering)?;
-    let edited = match &steering.edit {
-        Some(edit) => Some(edit::compare(cx, plan, edit, folder, state, services).await?),
-        None => {
-            resume::same_plan(plan, state)?;
-            None
-        }
+    let edited = if let Some(edit) = &steering.edit {
+        Some(edit::compare(cx, plan, edit, folder, state, services).await?)
+    } else {
+        resume::same_plan(plan, state)?;
+        None
     };
     let mut steered = Steered {
         by: cx.by.clone(),

@@ -310,10 +310,7 @@ impl RunState {
             return Err("the run has succeeded: nothing is left to do".to_owned());
         }
         let Some(state) = self.step(step) else { return Err(format!("the run has no step `{step}`")) };
-        match state.is_done() && !state.header.finally {
-            true => Err(format!("step `{step}` is done")),
-            false => Ok(()),
-        }
+        if state.is_done() && !state.header.finally { Err(format!("step `{step}` is done")) } else { Ok(()) }
     }
 
     pub(super) fn adjust(&mut self, adjustment: &Adjustment, at: jiff::Timestamp) -> Result<(), Illegal> {

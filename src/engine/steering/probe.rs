@@ -75,14 +75,12 @@ async fn run(desk: &Desk, job: &Job) -> Result<Done, Failure> {
     };
     let timeout = job.limits.borrow().timeout;
     let Some(timeout) = timeout else { return task.await };
-    match tokio::time::timeout(timeout, task).await {
-        Ok(result) => result,
-        Err(_) => {
-            cancel.cancel();
-            let timeout = crate::units::Duration(timeout);
-            Err(Failure::transient(format!("not through within its timeout of {timeout}")))
-        }
+    if let Ok(result) = tokio::time::timeout(timeout, task).await {
+        return result;
     }
+    cancel.cancel();
+    let timeout = crate::units::Duration(timeout);
+    Err(Failure::transient(format!("not through within its timeout of {timeout}")))
 }
 
 /// Asks a step's dry-run whether anything is left to do.
