@@ -439,7 +439,11 @@ fn undo_id(step: &PlannedStep) -> StepId {
 }
 
 fn definition(of: &str) -> String {
-    Sha256::digest(format!("undo {of}")).iter().map(|byte| format!("{byte:02x}")).collect()
+    use std::fmt::Write;
+    Sha256::digest(format!("undo {of}")).iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// What a person is asked before a step is taken back that may not have happened.

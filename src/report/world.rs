@@ -1,6 +1,8 @@
 //! What a run has made of the world so far, told from its journal alone: what is stopped,
 //! dropped, restored or swapped, by which step, and whether there is a way back.
 
+use std::fmt::Write as _;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -143,7 +145,7 @@ impl World {
                 name(&point.resource),
                 point.step
             );
-            text.push_str(&format!("  {} {}\n", paint.bad("!"), wrap(&line, paint.width, 4)));
+            let _ = writeln!(text, "  {} {}", paint.bad("!"), wrap(&line, paint.width, 4));
         }
         text
     }
