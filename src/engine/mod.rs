@@ -26,6 +26,7 @@ mod guard;
 pub mod objective;
 pub mod preview;
 mod resume;
+mod target;
 mod turn;
 pub mod walk;
 mod worker;
@@ -178,7 +179,8 @@ pub async fn run(
     let (foretold, guards) = unless_stopped(&mut console.controls, prepared).await?;
     let headers = headers(plan, foretold.as_ref());
     let mut run = cx.store.create(&id, &options.copies, cx.now())?;
-    let started = started(cx, plan, &id, headers);
+    let mut started = started(cx, plan, &id, headers);
+    started.copies = options.copies.digests();
     let records = run.journal.append(vec![Event::RunStarted(Box::new(started))], cx.now())?;
     let state = RunState::fold(&records)?;
     for record in &records {
@@ -201,6 +203,7 @@ pub async fn resume(
     let (mut run, contents, mut state) = folder.open(cx.now())?;
     resume::same_plan(plan, &state)?;
     let prepared = async {
+        target::unchanged(&cx.services, &state).await?;
         let guards = Guards::acquire(cx, plan, &folder.id).await?;
         Ok((guards, resume::resolve(cx, plan, folder, &state, &cx.services).await?))
     };
@@ -329,6 +332,7 @@ fn started(cx: &Context, plan: &Plan, id: &RunId, steps: Vec<StepHeader>) -> Run
         plan_file: plan.file.display().to_string(),
         environment_file: environment.file.as_ref().map(|file| file.display().to_string()),
         inputs: preview::masked_inputs(plan),
+        copies: BTreeMap::new(),
         rto: seconds(plan.objectives.rto),
         rpo: seconds(plan.objectives.rpo),
         by: cx.by.clone(),

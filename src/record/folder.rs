@@ -56,8 +56,14 @@ pub enum Delivered {
 
 pub(super) const JOURNAL: &str = "journal.jsonl";
 const MANIFEST: &str = "run.json";
+const ENVIRONMENT: &str = "environment.yaml";
 
 impl RunFolder {
+    /// A run's files that lie elsewhere than in a store.
+    pub(super) const fn at(id: RunId, path: PathBuf) -> Self {
+        Self { id, path }
+    }
+
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.path
@@ -137,7 +143,7 @@ impl RunFolder {
 
     /// The run's own copy of the environment, secrets removed.
     pub fn environment_copy(&self) -> PathBuf {
-        self.path.join("environment.yaml")
+        self.path.join(ENVIRONMENT)
     }
 
     pub(super) fn lock(&self, now: Timestamp) -> Result<FileLock, StoreError> {
@@ -156,18 +162,9 @@ impl RunFolder {
             let written = files::make_folder(parent).and_then(|()| files::write(&path, text));
             written.map_err(|source| io_error("write", &path, source))
         };
-        let base = common_folder(copies.plans.iter().map(|(path, _)| path.as_path()));
-        let below = |path: &Path| Path::new("plan").join(path.strip_prefix(&base).unwrap_or(path));
-        for (path, text) in &copies.plans {
-            write(&below(path), text.as_bytes())?;
+        for (path, text) in copies.files() {
+            write(&path, &text)?;
         }
-        if let Some(text) = &copies.environment {
-            write(Path::new("environment.yaml"), text.as_bytes())?;
-        }
-        let manifest = Manifest { plan: below(&copies.plan), inputs: copies.inputs.clone() };
-        let text =
-            serde_json::to_vec_pretty(&manifest).map_err(|error| io_error("write", &self.path, error.into()))?;
-        write(Path::new(MANIFEST), &text)?;
         let logs = self.path.join("logs");
         files::make_folder(&logs).map_err(|source| io_error("create", &logs, source))
     }
@@ -220,6 +217,27 @@ impl RunFolder {
 
     fn lock_path(&self) -> PathBuf {
         self.path.join("lock")
+    }
+}
+
+impl Copies {
+    /// The files that a run's folder keeps: path below it, and text.
+    pub(super) fn files(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let base = common_folder(self.plans.iter().map(|(path, _)| path.as_path()));
+        let below = |path: &Path| Path::new("plan").join(path.strip_prefix(&base).unwrap_or(path));
+        let mut files: Vec<_> =
+            self.plans.iter().map(|(path, text)| (below(path), text.clone().into_bytes())).collect();
+        files.extend(self.environment.iter().map(|text| (PathBuf::from(ENVIRONMENT), text.clone().into_bytes())));
+        let manifest = Manifest { plan: below(&self.plan), inputs: self.inputs.clone() };
+        // Paths come from texts, and the rest is JSON already.
+        files.push((PathBuf::from(MANIFEST), serde_json::to_vec_pretty(&manifest).unwrap_or_default()));
+        files
+    }
+
+    /// SHA-256 in hex of each, by its path.
+    pub fn digests(&self) -> BTreeMap<String, String> {
+        let files = self.files().into_iter();
+        files.map(|(path, text)| (path.display().to_string(), journal::sha256_hex(&text))).collect()
     }
 }
 
