@@ -1,5 +1,9 @@
 //! Where the runs of a command line are, and what is known of one of them.
 
+use std::path::Path;
+
+use crate::record::bundle::{self, Bundle, BundleError};
+use crate::record::proof::Flaw;
 use crate::record::store::{RunFolder, Store};
 use crate::report::evidence::Evidence;
 use crate::report::next;
@@ -19,6 +23,43 @@ pub fn store(common: &Common) -> Result<Store, Error> {
 pub fn flags(store: &Store) -> String {
     let root = store.root().display().to_string();
     if root == DEFAULT { String::new() } else { format!("--state {}", next::quote(&root)) }
+}
+
+/// A run to be looked at: one of the store's, or one in a bundle.
+#[derive(Debug)]
+pub enum Opened {
+    Kept(RunFolder),
+    Bundle(Box<Bundle>),
+}
+
+/// The run of that id, or in the bundle of that name; the latest without one.
+pub fn open(run: Option<&str>, common: &Common) -> Result<Opened, Error> {
+    match run.map(Path::new).filter(|path| path.is_file()) {
+        Some(path) => match bundle::open(path) {
+            Ok(bundle) => Ok(Opened::Bundle(Box::new(bundle))),
+            Err(BundleError::Store(error)) => Err(error.into()),
+            Err(error @ BundleError::Refused { .. }) => Err(Error::new(Exit::Failed, error.to_string())
+                .help("`lifeboat report RUN --format bundle -o FILE` writes one")),
+        },
+        None => Ok(Opened::Kept(store(common)?.find(run)?)),
+    }
+}
+
+impl Opened {
+    pub const fn folder(&self) -> &RunFolder {
+        match self {
+            Self::Kept(folder) => folder,
+            Self::Bundle(bundle) => &bundle.folder,
+        }
+    }
+
+    /// What of a bundle is not as its manifest says.
+    pub fn flaws(&self) -> &[Flaw] {
+        match self {
+            Self::Kept(_) => &[],
+            Self::Bundle(bundle) => &bundle.flaws,
+        }
+    }
 }
 
 /// A run as it is on disk.

@@ -141,6 +141,9 @@ pub enum EngineError {
         /// Why not.
         failure: Failure,
     },
+    /// Something else answers now where the run had begun its work.
+    #[error("nothing was touched: {}", .0.join("; "))]
+    OtherTarget(Vec<String>),
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -187,6 +190,7 @@ impl EngineError {
             Self::StillGoing { .. } => "wait until it has ended, then try again: nothing was changed".to_owned(),
             Self::Leave(_) => "`lifeboat undo --dry-run` lists what is taken back".to_owned(),
             Self::Finished(_) => "look at it with `lifeboat report`".to_owned(),
+            Self::OtherTarget(_) => super::target::WAY_OUT.to_owned(),
             Self::Store(error) => return error.help(),
             Self::Journal(error) => error.help(),
             Self::Defect(_) => "please report this with the run's journal".to_owned(),
@@ -196,7 +200,7 @@ impl EngineError {
     /// Its exit code's class.
     pub const fn class(&self) -> ExitClass {
         match self {
-            Self::Blocked(_) | Self::Refused { .. } => ExitClass::Blocked,
+            Self::Blocked(_) | Self::Refused { .. } | Self::OtherTarget(_) => ExitClass::Blocked,
             Self::Locked { .. } | Self::Store(StoreError::Locked { .. }) => ExitClass::Locked,
             Self::NotApproved(_)
             | Self::Unconfirmed { .. }

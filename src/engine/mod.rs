@@ -27,6 +27,7 @@ pub mod objective;
 pub mod preview;
 mod resume;
 mod steering;
+mod target;
 mod turn;
 pub mod undo;
 pub mod walk;
@@ -185,7 +186,8 @@ pub async fn run(
     let (foretold, guards) = unless_stopped(&mut console.controls, prepared).await?;
     let headers = headers(plan, foretold.as_ref());
     let mut run = cx.store.create(&id, &options.copies, cx.now())?;
-    let started = started(cx, plan, &id, headers);
+    let mut started = started(cx, plan, &id, headers);
+    started.copies = options.copies.digests();
     let records = run.journal.append(vec![Event::RunStarted(Box::new(started))], cx.now())?;
     let state = RunState::fold(&records)?;
     for record in &records {
@@ -211,6 +213,7 @@ pub async fn resume(
         if steering.is_none() {
             resume::same_plan(plan, &state)?;
         }
+        target::unchanged(&cx.services, &state).await?;
         let guards = Guards::acquire(cx, plan, &folder.id).await?;
         Ok((guards, resume::course(cx, plan, folder, &state, &cx.services, steering).await?))
     };
@@ -347,6 +350,7 @@ fn started(cx: &Context, plan: &Plan, id: &RunId, steps: Vec<StepHeader>) -> Run
         plan_file: plan.file.display().to_string(),
         environment_file: environment.file.as_ref().map(|file| file.display().to_string()),
         inputs: preview::masked_inputs(plan),
+        copies: BTreeMap::new(),
         rto: seconds(plan.objectives.rto),
         rpo: seconds(plan.objectives.rpo),
         by: cx.by.clone(),

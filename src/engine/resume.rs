@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::guard::Guards;
+use super::target::{self, Targets};
 use super::turn::Turns;
 use super::worker::{self, Desk, Job};
 use super::{Context, EngineError, Steering, walk};
@@ -45,6 +46,8 @@ pub async fn decide(
     steering: Option<&Steering>,
 ) -> Result<Foreseen, EngineError> {
     let state = folder.state()?;
+    resumable(&state)?;
+    target::unchanged(&cx.services.read_only(), &state).await?;
     let course = course(cx, plan, folder, &state, &cx.services.read_only(), steering).await?;
     let Course { steered, resolved, .. } = course;
     Ok(Foreseen { steered, decisions: resolved.into_iter().map(|resolved| resolved.decision).collect() })
@@ -293,7 +296,7 @@ fn in_flight(desk: &Desk, planned: &PlannedStep, step: &StepState, answer: After
                 Outcome::Succeeded { summary: Some(summary), .. } => format!("it took effect: {summary}"),
                 _ => "it took effect".to_owned(),
             };
-            let then = Event::StepFinished { step: id, attempt: step.attempt, outcome };
+            let then = Event::StepFinished { step: id, attempt: step.attempt, outcome, log: None };
             decided(step, Keep, cut(&said), Some(then))
         }
         AfterKill::DidNotHappen { why } => decided(step, Run, cut(&format!("it had no effect: {why}")), None),
@@ -333,6 +336,7 @@ pub(super) fn desk(plan: &Plan, folder: &RunFolder, services: &Services) -> Desk
         services: services.clone(),
         redactor: plan.environment.redactor.clone(),
         guards: Arc::new(Guards::none()),
+        targets: Arc::new(Targets::default()),
         reports,
         progress,
     }

@@ -155,6 +155,7 @@ async fn prepare(
     services: &Services,
 ) -> Result<Prepared, EngineError> {
     same_plan(plan, state)?;
+    super::target::unchanged(services, state).await?;
     let decisions = match &state.undo {
         Some(undo) => undo.decisions.clone(),
         None => decide(cx, plan, folder, state, options, services).await?,
@@ -357,7 +358,7 @@ async fn go_on(
         let reason = left_by(cx, options);
         resolved.decision.reason.clone_from(&reason);
         let outcome = Outcome::Skipped { reason };
-        resolved.then = Some(Event::StepFinished { step: id, attempt: step.attempt, outcome });
+        resolved.then = Some(Event::StepFinished { step: id, attempt: step.attempt, outcome, log: None });
     }
     Ok(resolved)
 }

@@ -69,7 +69,7 @@ fn driven(plan: &Plan, state: &mut RunState, fates: &[u8], modes: &[Mode], jobs:
 }
 
 fn ended(at: usize, attempt: u32, outcome: Outcome) -> Event {
-    Event::StepFinished { step: format!("s{at}"), attempt, outcome }
+    Event::StepFinished { step: format!("s{at}"), attempt, outcome, log: None }
 }
 
 fn apply(walker: &mut Walker, state: &mut RunState, at: usize, event: Event) {

@@ -10,12 +10,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use data_encoding::HEXLOWER;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
 use super::guard::Guards;
+use super::target::Targets;
 use crate::failure::Failure;
 use crate::ids::{RunId, StepId};
 use crate::kill;
@@ -25,6 +28,8 @@ use crate::record::store::RunFolder;
 use crate::retry::{RetryOn, RetryPolicy};
 use crate::secret::{RedactStream, Redactor};
 use crate::service::Services;
+use crate::service::identity::Identity;
+use crate::step::effect::Effect;
 use crate::step::{AfterKill, Done, Reporter, RunCx, Step};
 use crate::units::Size;
 
@@ -75,6 +80,7 @@ pub(super) struct Desk {
     pub(super) services: Services,
     pub(super) redactor: Redactor,
     pub(super) guards: Arc<Guards>,
+    pub(super) targets: Arc<Targets>,
     pub(super) reports: mpsc::Sender<Report>,
     pub(super) progress: mpsc::Sender<(StepId, Progress)>,
 }
@@ -86,14 +92,16 @@ pub(super) type Ack = oneshot::Sender<Result<(), Failure>>;
 pub(super) enum Report {
     /// A note that must be on disk before the step acts.
     Noted { at: usize, attempt: u32, note: Value, ack: Ack },
+    /// Who is behind the names that the step touches.
+    Seen { at: usize, seen: Vec<(String, Identity)>, ack: Option<Ack> },
     /// An attempt failed; the next is due after the wait.
-    Failed { at: usize, attempt: u32, error: ErrorRecord, retry_in: Duration },
+    Failed { at: usize, attempt: u32, error: ErrorRecord, retry_in: Duration, log: Option<String> },
     /// The next attempt is about to touch the world.
     Again { at: usize, attempt: u32, ack: Ack },
     /// Something worth keeping.
     Said { at: usize, message: String },
     /// The step came to its end.
-    Finished { at: usize, attempt: u32, outcome: Outcome },
+    Finished { at: usize, attempt: u32, outcome: Outcome, log: Option<String> },
     /// An attempt of a dead process: nobody can tell what became of it; why.
     Unclear { at: usize, why: String },
 }
@@ -102,9 +110,10 @@ pub(super) enum Report {
 pub(super) async fn work(mut job: Job, desk: Desk) {
     let mut tried = 0;
     loop {
-        let failure = match attempt(&job, &desk).await {
-            Ok(done) => return desk.finish(&job, done).await,
-            Err(Stopped::Cancelled(reason)) => return desk.end(&job, Outcome::Cancelled { reason }).await,
+        let (result, log) = attempt(&job, &desk).await;
+        let failure = match result {
+            Ok(done) => return desk.finish(&job, done, log).await,
+            Err(Stopped::Cancelled(reason)) => return desk.end(&job, Outcome::Cancelled { reason }, log).await,
             Err(Stopped::Failed(failure)) => failure,
         };
         let retry = job.limits.borrow().retry.clone();
@@ -113,17 +122,17 @@ pub(super) async fn work(mut job: Job, desk: Desk) {
         let wait = retry.waits(rand::random::<f64>).nth(tried);
         tried += 1;
         let Some(wait) = wait.filter(|_| again && !job.cancel.is_cancelled()) else {
-            return desk.end(&job, Outcome::Failed { error }).await;
+            return desk.end(&job, Outcome::Failed { error }, log).await;
         };
         let retry_in = wait.std();
-        let report = Report::Failed { at: job.at, attempt: job.attempt, error: error.clone(), retry_in };
+        let report = Report::Failed { at: job.at, attempt: job.attempt, error: error.clone(), retry_in, log };
         if desk.reports.send(report).await.is_err() {
             return;
         }
         tokio::select! {
             () = tokio::time::sleep(retry_in) => {}
             // Nothing is under way between two attempts: it failed, and that is all.
-            () = job.cancel.cancelled() => return desk.end(&job, Outcome::Failed { error }).await,
+            () = job.cancel.cancelled() => return desk.end(&job, Outcome::Failed { error }, None).await,
         }
         job.attempt += 1;
         let (ack, acknowledged) = oneshot::channel();
@@ -156,10 +165,10 @@ pub(super) async fn reattach(job: Job, desk: Desk) {
             Ok(AfterKill::CannotTell { why }) => {
                 Some(Report::Unclear { at: job.at, why: desk.redactor.redact(&why).into() })
             }
-            Ok(AfterKill::Happened(done)) => return desk.finish(&job, done).await,
+            Ok(AfterKill::Happened(done)) => return desk.finish(&job, done, None).await,
             Ok(AfterKill::DidNotHappen { why } | AfterKill::RunAgain { why } | AfterKill::Partly { what: why }) => {
                 let error = failed(format!("cut off by a kill: {}", desk.redactor.redact(&why)));
-                let report = Report::Failed { at: job.at, attempt, error, retry_in: Duration::ZERO };
+                let report = Report::Failed { at: job.at, attempt, error, retry_in: Duration::ZERO, log: None };
                 let (ack, acknowledged) = oneshot::channel();
                 let again = Report::Again { at: job.at, attempt: attempt + 1, ack };
                 if desk.reports.send(report).await.is_ok()
@@ -180,7 +189,7 @@ pub(super) async fn reattach(job: Job, desk: Desk) {
             () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(10)),
             () = job.cancel.cancelled() => {
                 let reason = "the run was cancelled while it waited for what a kill had cut off".to_owned();
-                return desk.end(&job, Outcome::Cancelled { reason }).await;
+                return desk.end(&job, Outcome::Cancelled { reason }, None).await;
             }
         }
     }
@@ -196,9 +205,16 @@ enum Stopped {
     Cancelled(String),
 }
 
-async fn attempt(job: &Job, desk: &Desk) -> Result<Done, Stopped> {
+/// One attempt, and the digest of its log.
+async fn attempt(job: &Job, desk: &Desk) -> (Result<Done, Stopped>, Option<String>) {
     let begun = std::time::Instant::now();
-    let result = bounded(job, desk).await;
+    let log = Arc::new(Log::new(desk.folder.log_path(&job.id, job.attempt), &desk.redactor));
+    let result = bounded(job, desk, &log).await;
+    let seen = desk.targets.after(&desk.looking(job), &job.step.effects()).await;
+    if !seen.is_empty() {
+        // An error means that the run has stopped already.
+        let _ = desk.reports.send(Report::Seen { at: job.at, seen, ack: None }).await;
+    }
     let took = begun.elapsed();
     match &result {
         Ok(_) => tracing::info!(step = %job.id, attempt = job.attempt, ?took, "through"),
@@ -207,20 +223,21 @@ async fn attempt(job: &Job, desk: &Desk) -> Result<Done, Stopped> {
         }
         Err(Stopped::Cancelled(_)) => tracing::info!(step = %job.id, attempt = job.attempt, ?took, "cancelled"),
     }
-    result
+    (result, log.finish())
 }
 
 /// One attempt under its timeout.
-async fn bounded(job: &Job, desk: &Desk) -> Result<Done, Stopped> {
+async fn bounded(job: &Job, desk: &Desk, log: &Arc<Log>) -> Result<Done, Stopped> {
     let timeout = job.limits.borrow().timeout;
     tracing::info!(step = %job.id, attempt = job.attempt, ?timeout, "begins");
     let begun = tokio::time::Instant::now();
     let cancel = CancellationToken::new();
-    let log = Arc::new(Log::new(desk.folder.log_path(&job.id, job.attempt), &desk.redactor));
     let cx = desk.context(job, "lifeboat", cancel.clone(), log.clone());
-    let (step, desk_of_task, at) = (job.step.clone(), desk.clone(), job.at);
+    let (step, desk_of_task, at, looking) = (job.step.clone(), desk.clone(), job.at, desk.looking(job));
     let mut task = tokio::spawn(async move {
-        if let Some(message) = desk_of_task.guards.ensure(&step.effects()).await? {
+        let effects = step.effects();
+        desk_of_task.see(at, &looking, &effects).await?;
+        if let Some(message) = desk_of_task.guards.ensure(&effects).await? {
             // An error means that the run has stopped already, and with it this attempt.
             let _ = desk_of_task.reports.send(Report::Said { at, message }).await;
         }
@@ -228,10 +245,7 @@ async fn bounded(job: &Job, desk: &Desk) -> Result<Done, Stopped> {
     });
     let timeout = expiry(job.limits.clone(), begun);
     let cancelled = tokio::select! {
-        result = &mut task => {
-            log.finish();
-            return outcome(result).map_err(Stopped::Failed);
-        }
+        result = &mut task => return outcome(result).map_err(Stopped::Failed),
         () = job.cancel.cancelled() => true,
         () = timeout => false,
     };
@@ -242,7 +256,6 @@ async fn bounded(job: &Job, desk: &Desk) -> Result<Done, Stopped> {
         task.abort();
         dropped = format!("; it did not stop within {} and was dropped", crate::units::Duration(GRACE));
     }
-    log.finish();
     match (result, cancelled) {
         // It was through before it heard of it: what happened, happened.
         (Some(Ok(done)), _) => Ok(done),
@@ -289,18 +302,36 @@ fn defect(error: &JoinError) -> Failure {
 }
 
 impl Desk {
-    async fn finish(&self, job: &Job, done: Done) {
+    async fn finish(&self, job: &Job, done: Done, log: Option<String>) {
         let outcome = match self.kept(done) {
             Ok(outcome) => outcome,
             Err(failure) => Outcome::Failed { error: self.error(failure) },
         };
-        self.end(job, outcome).await;
+        self.end(job, outcome, log).await;
     }
 
-    async fn end(&self, job: &Job, outcome: Outcome) {
+    /// Notes who is behind what the step is about to touch, on disk; refuses another one than the run began on.
+    async fn see(&self, at: usize, services: &Services, effects: &[Effect]) -> Result<(), Failure> {
+        let seen = self.targets.before(services, effects).await?;
+        if seen.is_empty() {
+            return Ok(());
+        }
+        let (ack, acknowledged) = oneshot::channel();
+        let stopped = || Failure::permanent("the run has stopped, and takes no note");
+        let report = Report::Seen { at, seen, ack: Some(ack) };
+        self.reports.send(report).await.map_err(|_| stopped())?;
+        acknowledged.await.map_err(|_| stopped())?
+    }
+
+    /// What looks at targets uses. Its sessions are not named like the attempt's, which looks for leftovers of its own.
+    fn looking(&self, job: &Job) -> Services {
+        self.services.for_attempt(&format!("lifeboat-guard:{}", self.run), job.cancel.child_token())
+    }
+
+    async fn end(&self, job: &Job, outcome: Outcome, log: Option<String>) {
         kill::point("step end: before its report");
         // An error means that the run has stopped already, and the journal says what it knew.
-        let _ = self.reports.send(Report::Finished { at: job.at, attempt: job.attempt, outcome }).await;
+        let _ = self.reports.send(Report::Finished { at: job.at, attempt: job.attempt, outcome, log }).await;
     }
 
     /// What the journal keeps of a success: secrets masked, and not too much.
@@ -336,7 +367,9 @@ impl Desk {
     /// What a question to the world may use. Its sessions are not named like the attempt's,
     /// whose leftovers may be what it looks for.
     pub(super) fn probe(&self, job: &Job) -> RunCx {
-        let log = Arc::new(Log::new(self.folder.log_path(&job.id, job.attempt), &self.redactor));
+        // The attempt's own log may be closed, and vouched for.
+        let path = self.folder.log_path(&job.id, job.attempt).with_extension("asked.log");
+        let log = Arc::new(Log::new(path, &self.redactor));
         self.context(job, "lifeboat-probe", job.cancel.child_token(), log)
     }
 
@@ -406,11 +439,12 @@ struct LogState {
     stream: RedactStream,
     file: Option<File>,
     written: u64,
+    digest: Sha256,
 }
 
 impl Log {
     fn new(path: PathBuf, redactor: &Redactor) -> Self {
-        let inner = LogState { stream: redactor.stream(), file: None, written: 0 };
+        let inner = LogState { stream: redactor.stream(), file: None, written: 0, digest: Sha256::new() };
         Self { path, inner: Mutex::new(inner) }
     }
 
@@ -420,10 +454,15 @@ impl Log {
         self.write(&mut state, &ready);
     }
 
-    fn finish(&self) {
+    /// Closes it; SHA-256 of what it holds, in hex.
+    fn finish(&self) -> Option<String> {
         let mut state = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let rest = state.stream.finish();
         self.write(&mut state, &rest);
+        state.file.take()?;
+        // Whoever still writes was dropped, and is heard no more.
+        state.written = u64::MAX;
+        Some(HEXLOWER.encode(&state.digest.finalize_reset()))
     }
 
     /// A log that can't be written costs the log, not the recovery.
@@ -435,10 +474,12 @@ impl Log {
             state.file = files::append(&self.path).ok();
         }
         state.written += text.len() as u64;
+        let more: &[u8] = if state.written > LOG_CAP { b"\n(more than is kept)\n" } else { b"" };
         if let Some(file) = &mut state.file {
-            let _ = file.write_all(text.as_bytes());
-            if state.written > LOG_CAP {
-                let _ = file.write_all(b"\n(more than is kept)\n");
+            for bytes in [text.as_bytes(), more] {
+                if file.write_all(bytes).is_ok() {
+                    state.digest.update(bytes);
+                }
             }
         }
     }

@@ -77,6 +77,17 @@ pub enum Event {
         /// Of the step type's own making.
         note: Value,
     },
+    /// Who was behind a name when a step came to touch it, or is there after the step replaced it. A resume
+    /// that meets another one there refuses.
+    TargetSeen {
+        /// The step.
+        step: String,
+        /// The name: `postgres:db`, `postgres:db/app`, `container:docker/app`, `storage:backups`, `redis:cache`.
+        target: String,
+        /// What tells it from others: `system_identifier`, `oid`, `id`, `scheme`… Empty when the step is about to
+        /// replace what is there, and when nothing is left there.
+        identity: BTreeMap<String, String>,
+    },
     /// An attempt failed and another follows.
     AttemptFailed {
         /// The step.
@@ -87,6 +98,9 @@ pub enum Event {
         error: ErrorRecord,
         /// The wait before the next attempt, in seconds.
         retry_in: f64,
+        /// SHA-256 of the attempt's log, in hex, if it has one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        log: Option<String>,
     },
     /// A step came to its end.
     StepFinished {
@@ -96,6 +110,9 @@ pub enum Event {
         attempt: u32,
         /// How it ended.
         outcome: Outcome,
+        /// SHA-256 of the last attempt's log, in hex, if it has one and was closed by the process that wrote it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        log: Option<String>,
     },
     /// A step waits for a person.
     StepWaiting {
@@ -146,6 +163,7 @@ impl Event {
         match self {
             Self::StepStarted { step, .. }
             | Self::StepNoted { step, .. }
+            | Self::TargetSeen { step, .. }
             | Self::AttemptFailed { step, .. }
             | Self::StepFinished { step, .. }
             | Self::StepWaiting { step, .. }
@@ -193,6 +211,9 @@ pub struct RunStarted {
     pub environment_file: Option<String>,
     /// The inputs, secrets masked.
     pub inputs: BTreeMap<String, Value>,
+    /// What the run's folder keeps of plan, environment and inputs: SHA-256 in hex by file.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub copies: BTreeMap<String, String>,
     /// The recovery time objective, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rto: Option<f64>,

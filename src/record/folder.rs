@@ -57,8 +57,14 @@ pub enum Delivered {
 
 pub(super) const JOURNAL: &str = "journal.jsonl";
 const MANIFEST: &str = "run.json";
+const ENVIRONMENT: &str = "environment.yaml";
 
 impl RunFolder {
+    /// A run's files that lie elsewhere than in a store.
+    pub(super) const fn at(id: RunId, path: PathBuf) -> Self {
+        Self { id, path }
+    }
+
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.path
@@ -177,13 +183,15 @@ impl RunFolder {
 
     /// Keeps an edited plan beside the one before, which stays.
     pub fn keep_edited(&self, name: &str, copies: &Copies) -> Result<(), StoreError> {
-        self.keep_plan(name, &format!("{name}.json"), copies)?;
+        for (path, text) in copies.plan_files(name, &format!("{name}.json")) {
+            self.write(&path, &text)?;
+        }
         files::sync_folder(&self.path).map_err(|source| io_error("sync", &self.path, source))
     }
 
     /// The run's own copy of the environment, secrets removed.
     pub fn environment_copy(&self) -> PathBuf {
-        self.path.join("environment.yaml")
+        self.path.join(ENVIRONMENT)
     }
 
     pub(super) fn lock(&self, now: Timestamp) -> Result<FileLock, StoreError> {
@@ -196,10 +204,9 @@ impl RunFolder {
     }
 
     pub(super) fn keep(&self, copies: &Copies) -> Result<(), StoreError> {
-        if let Some(text) = &copies.environment {
-            self.write(Path::new("environment.yaml"), text.as_bytes())?;
+        for (path, text) in copies.files() {
+            self.write(&path, &text)?;
         }
-        self.keep_plan("plan", MANIFEST, copies)?;
         let logs = self.path.join("logs");
         files::make_folder(&logs).map_err(|source| io_error("create", &logs, source))
     }
@@ -209,19 +216,6 @@ impl RunFolder {
         let parent = path.parent().unwrap_or(&self.path);
         let written = files::make_folder(parent).and_then(|()| files::write(&path, text));
         written.map_err(|source| io_error("write", &path, source))
-    }
-
-    /// Writes the plans' text below `name`, and how they are loaded again.
-    fn keep_plan(&self, name: &str, manifest_name: &str, copies: &Copies) -> Result<(), StoreError> {
-        let base = common_folder(copies.plans.iter().map(|(path, _)| path.as_path()));
-        let below = |path: &Path| Path::new(name).join(path.strip_prefix(&base).unwrap_or(path));
-        for (path, text) in &copies.plans {
-            self.write(&below(path), text.as_bytes())?;
-        }
-        let manifest = Manifest { plan: below(&copies.plan), inputs: copies.inputs.clone() };
-        let text =
-            serde_json::to_vec_pretty(&manifest).map_err(|error| io_error("write", &self.path, error.into()))?;
-        self.write(Path::new(manifest_name), &text)
     }
 
     /// What the run's last record on its status says, read from the journal's end without
@@ -273,6 +267,41 @@ impl RunFolder {
     fn lock_path(&self) -> PathBuf {
         self.path.join("lock")
     }
+}
+
+impl Copies {
+    /// The files that a run's folder keeps: path below it, and text.
+    pub(super) fn files(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let mut files = self.plan_files("plan", MANIFEST);
+        files.extend(self.environment.iter().map(|text| (PathBuf::from(ENVIRONMENT), text.clone().into_bytes())));
+        files
+    }
+
+    /// The plans' texts below `name`, and how they are loaded again.
+    fn plan_files(&self, name: &str, manifest_name: &str) -> Vec<(PathBuf, Vec<u8>)> {
+        let base = common_folder(self.plans.iter().map(|(path, _)| path.as_path()));
+        let below = |path: &Path| Path::new(name).join(path.strip_prefix(&base).unwrap_or(path));
+        let mut files: Vec<_> =
+            self.plans.iter().map(|(path, text)| (below(path), text.clone().into_bytes())).collect();
+        let manifest = Manifest { plan: below(&self.plan), inputs: self.inputs.clone() };
+        // Paths come from texts, and the rest is JSON already.
+        files.push((PathBuf::from(manifest_name), serde_json::to_vec_pretty(&manifest).unwrap_or_default()));
+        files
+    }
+
+    /// SHA-256 in hex of each, by its path.
+    pub fn digests(&self) -> BTreeMap<String, String> {
+        digests(self.files())
+    }
+
+    /// The same of an edited plan that is kept under this name ([`RunFolder::keep_edited`]).
+    pub fn edited_digests(&self, name: &str) -> BTreeMap<String, String> {
+        digests(self.plan_files(name, &format!("{name}.json")))
+    }
+}
+
+fn digests(files: Vec<(PathBuf, Vec<u8>)>) -> BTreeMap<String, String> {
+    files.into_iter().map(|(path, text)| (path.display().to_string(), journal::sha256_hex(&text))).collect()
 }
 
 /// The deepest folder that holds all these files; paths that climb are taken from their root.

@@ -197,6 +197,11 @@ pub struct Line(Vec<u8>);
 /// Reads and checks a whole journal, without any lock: a writer appends only.
 pub fn read(path: &Path) -> Result<Contents, JournalError> {
     let bytes = std::fs::read(path).map_err(|source| io_error("read", path, source))?;
+    parse_all(&bytes, path)
+}
+
+/// As [`read`], of bytes that were read from `path`.
+pub(super) fn parse_all(bytes: &[u8], path: &Path) -> Result<Contents, JournalError> {
     let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     let (mut lines, tail) = bytes.split_at(whole);
     let mut records: Vec<Record> = Vec::new();
@@ -282,9 +287,13 @@ fn format_of(line: &[u8]) -> Option<u64> {
     serde_json::from_slice::<Value>(line).ok()?.pointer("/event/format")?.as_u64()
 }
 
-fn sha256_hex(bytes: &[u8]) -> String {
+pub(super) fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut hex, byte| {
+    bytes.iter().fold(String::with_capacity(64), |mut hex, byte| {
         // Writing to a string can't fail.
         let _ = write!(hex, "{byte:02x}");
         hex

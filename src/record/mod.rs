@@ -5,6 +5,7 @@
 //! [`store`] for the folder of a run, [`measure`] for recovery time and recovery point.
 
 pub mod actor;
+pub mod bundle;
 pub mod event;
 pub mod files;
 mod folder;
@@ -12,6 +13,7 @@ pub mod inbox;
 pub mod journal;
 pub mod lock;
 pub mod measure;
+pub mod proof;
 pub mod sink;
 pub mod state;
 pub mod steering;

@@ -4,7 +4,7 @@
 //! never a guess. Has no clock and does no I/O: times are those of the records.
 //! Read next: [`RunState::apply`], then [`super::step_state`] for one step's moves and the rules of answers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -41,6 +41,8 @@ pub struct RunState {
     pub healthy: Option<(Timestamp, Duration)>,
     /// The undo, once it has begun.
     pub undo: Option<Undoing>,
+    /// Who is behind the names that steps touched, by name.
+    pub seen: BTreeMap<String, Seen>,
     /// How many records were applied: the next one's `seq`.
     pub records: u64,
     /// Steps of an earlier plan that the present one doesn't have.
@@ -50,6 +52,15 @@ pub struct RunState {
     index: HashMap<String, usize>,
     busy: usize,
     asking: usize,
+}
+
+/// Who was behind a name, and the step that said so last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The step.
+    pub step: String,
+    /// What tells it from others.
+    pub identity: BTreeMap<String, String>,
 }
 
 impl RunState {
@@ -80,6 +91,7 @@ impl RunState {
             waited: Duration::ZERO,
             healthy: None,
             undo: None,
+            seen: BTreeMap::new(),
             records: 1,
             gone: Vec::new(),
             plan_copy: None,
@@ -174,11 +186,21 @@ impl RunState {
             Event::StepAdjusted(adjustment) => self.adjust(adjustment, at)?,
             Event::Progress { .. } => return illegal("progress is not kept"),
             Event::StepStarted { step, attempt } => self.alter(step, |state| state.start(*attempt, at))?,
+            Event::TargetSeen { step, target, identity } => {
+                if self.position(step).is_none() {
+                    return illegal(format!("the run has no step `{step}`"));
+                }
+                if identity.is_empty() {
+                    self.seen.remove(target);
+                } else {
+                    self.seen.insert(target.clone(), Seen { step: step.clone(), identity: identity.clone() });
+                }
+            }
             Event::StepNoted { step, attempt, note } => self.alter(step, |state| state.note(*attempt, note))?,
-            Event::AttemptFailed { step, attempt, error, retry_in } => {
+            Event::AttemptFailed { step, attempt, error, retry_in, .. } => {
                 self.alter(step, |state| state.attempt_failed(*attempt, error, *retry_in, at))?;
             }
-            Event::StepFinished { step, attempt, outcome } => {
+            Event::StepFinished { step, attempt, outcome, .. } => {
                 self.alter(step, |state| state.finish(*attempt, outcome, at))?;
             }
             Event::StepWaiting { step, question } => self.alter(step, |state| state.wait(question, at))?,

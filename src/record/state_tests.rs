@@ -36,6 +36,7 @@ impl Story {
             plan_file: "p.yaml".to_owned(),
             environment_file: None,
             inputs: BTreeMap::new(),
+            copies: BTreeMap::new(),
             rto: Some(60.0),
             rpo: None,
             by: Actor::current(),
@@ -68,7 +69,7 @@ fn start(step: &str, attempt: u32) -> Event {
 
 fn finish(step: &str, attempt: u32) -> Event {
     let outcome = Outcome::Succeeded { outputs: BTreeMap::new(), summary: None };
-    Event::StepFinished { step: step.to_owned(), attempt, outcome }
+    Event::StepFinished { step: step.to_owned(), attempt, outcome, log: None }
 }
 
 fn ask(step: &str, kind: QuestionKind) -> Event {
@@ -122,6 +123,7 @@ fn illegal_moves_are_errors_and_change_nothing() {
             attempt: 1,
             error: ErrorRecord { message: String::new(), transient: true, help: None },
             retry_in: 1.0,
+            log: None,
         },
     ] {
         assert!(story.after(0, illegal.clone()).is_err(), "{illegal:?}");
@@ -172,7 +174,7 @@ fn a_step_in_flight_is_open_until_it_is_decided() {
     story.tell(0, ask("a", QuestionKind::Interrupted)).tell(0, yes("a")).tell(0, start("a", 2));
     // Cancelled while it acted: open again, and kept once it is known to have happened.
     let outcome = Outcome::Cancelled { reason: String::new() };
-    story.tell(0, Event::StepFinished { step: "a".to_owned(), attempt: 2, outcome });
+    story.tell(0, Event::StepFinished { step: "a".to_owned(), attempt: 2, outcome, log: None });
     assert!(story.state.step("a").unwrap().is_open_ended());
     story.tell(0, stop(RunStatus::Cancelled)).tell(0, resume(vec![decision("a", DecisionAction::Keep)]));
     story.tell(0, finish("a", 2));

@@ -96,6 +96,9 @@ pub struct PlanChange {
     pub plan_file: String,
     /// The folder of its copy, below the run's; that of the plan before stays beside it.
     pub copy: String,
+    /// SHA-256 in hex of the files of that copy, by path below the run's folder.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub copies: BTreeMap<String, String>,
     /// Its title, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,

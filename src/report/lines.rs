@@ -62,8 +62,8 @@ impl Lines {
                 let what = header.title.as_deref().unwrap_or(&header.step_type);
                 self.step(StepStatus::Running, step, &format!("{}{again}", paint.dim(what)))
             }
-            Event::StepNoted { .. } | Event::Progress { .. } => return None,
-            Event::AttemptFailed { step, attempt, error, retry_in } => self.step(
+            Event::StepNoted { .. } | Event::TargetSeen { .. } | Event::Progress { .. } => return None,
+            Event::AttemptFailed { step, attempt, error, retry_in, .. } => self.step(
                 StepStatus::Retrying,
                 step,
                 &format!("attempt {attempt} failed: {}; again in {}", error.message, span(*retry_in)),

@@ -8,6 +8,7 @@ pub mod disk;
 pub mod dns;
 pub mod docker;
 pub mod http;
+pub mod identity;
 pub mod mail;
 pub mod oidc;
 pub mod postgres;

@@ -93,6 +93,12 @@ impl Server {
         format!("{} ({})", self.target, self.client.get_connection_info().addr())
     }
 
+    /// Where it is: `127.0.0.1:6379`, and the number of the database.
+    pub fn address(&self) -> String {
+        let info = self.client.get_connection_info();
+        format!("{}/{}", info.addr(), info.redis_settings().db())
+    }
+
     /// Connects, and is let in.
     ///
     /// # Errors

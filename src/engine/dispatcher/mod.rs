@@ -19,6 +19,7 @@ mod reports;
 
 use super::guard::Guards;
 use super::objective::Earlier;
+use super::target::Targets;
 use super::turn::Turns;
 use super::walk::{Command, Mode, Walker};
 use super::worker::{self, Ack, Desk, Job, Report};
@@ -118,6 +119,7 @@ impl<'a> Dispatcher<'a> {
             services: cx.services.clone(),
             redactor: plan.environment.redactor.clone(),
             guards: Arc::new(guards),
+            targets: Arc::new(Targets::new(&state)),
             reports: reports_in,
             progress: progress_in,
         };
@@ -255,7 +257,7 @@ impl<'a> Dispatcher<'a> {
 
     fn finish(&mut self, at: usize, outcome: Outcome) -> Result<(), EngineError> {
         let attempt = self.state.steps[at].attempt;
-        self.emit(Event::StepFinished { step: self.id(at), attempt, outcome })
+        self.emit(Event::StepFinished { step: self.id(at), attempt, outcome, log: None })
     }
 
     /// The first half of a change: the fold allows it, and the walker knows.

@@ -20,9 +20,15 @@ impl Dispatcher<'_> {
                 self.emit(Event::StepNoted { step: self.id(at), attempt, note })?;
                 self.batch.after.push(After::Acknowledge(ack));
             }
-            Report::Failed { at, attempt, error, retry_in } => {
+            Report::Seen { at, seen, ack } => {
+                for (target, identity) in seen {
+                    self.emit(Event::TargetSeen { step: self.id(at), target, identity })?;
+                }
+                self.batch.after.extend(ack.map(After::Acknowledge));
+            }
+            Report::Failed { at, attempt, error, retry_in, log } => {
                 let retry_in = retry_in.as_secs_f64();
-                self.emit(Event::AttemptFailed { step: self.id(at), attempt, error, retry_in })?;
+                self.emit(Event::AttemptFailed { step: self.id(at), attempt, error, retry_in, log })?;
             }
             Report::Again { at, attempt, ack } => {
                 self.emit(Event::StepStarted { step: self.id(at), attempt })?;
@@ -32,8 +38,8 @@ impl Dispatcher<'_> {
                 let message = self.desk.redactor.redact(&message).into_owned();
                 self.emit(Event::Noticed { step: Some(self.id(at)), message })?;
             }
-            Report::Finished { at, attempt, outcome } => {
-                self.emit(Event::StepFinished { step: self.id(at), attempt, outcome })?;
+            Report::Finished { at, attempt, outcome, log } => {
+                self.emit(Event::StepFinished { step: self.id(at), attempt, outcome, log })?;
             }
             Report::Unclear { at, why } => {
                 let question = crate::engine::resume::interrupted(&self.plan.steps[at].id, &why);

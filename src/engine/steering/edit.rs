@@ -122,11 +122,13 @@ pub(super) async fn compare(
     for change in &mut changes {
         change.note = change.note.as_ref().map(|note| redactor.redact(note).into_owned());
     }
+    let copy = folder.next_copy();
     let change = PlanChange {
         plan_digest: plan.digest.clone(),
         previous_digest: state.header.plan_digest.clone(),
         plan_file: plan.file.display().to_string(),
-        copy: folder.next_copy(),
+        copies: edit.copies.edited_digests(&copy),
+        copy,
         title: plan.title.clone(),
         environment_digest: plan.environment.digest.clone(),
         inputs: super::super::preview::masked_inputs(plan),
