@@ -84,7 +84,11 @@ pub fn resume(args: &Args, common: &Common, out: &Out) -> Result<Exit, Error> {
     let mut cx = context(&plan, common)?;
     cx.store = store;
     super::block_on(async {
-        let foreseen = engine::decide(&cx, &plan, &folder, steering.as_ref()).await?;
+        let foreseen = match engine::decide(&cx, &plan, &folder, steering.as_ref()).await {
+            Ok(foreseen) => foreseen,
+            // What stands in the way is shown, as before a run.
+            Err(error) => return conclude(Err(error), &cx.store, args.format, out),
+        };
         if args.dry_run {
             match args.format {
                 Format::Json => {
