@@ -37,6 +37,12 @@ pub trait Listener {
 
     /// A row of the COPY that the last statement began.
     fn row(&mut self);
+
+    /// Rows as they are, in pieces of any size; the last ends with the line `\\.`.
+    fn data(&mut self, _rows: &[u8]) {}
+
+    /// The COPY's last row went by, and the line after it.
+    fn end_of_data(&mut self) {}
 }
 
 /// What becomes of a statement.
@@ -177,6 +183,8 @@ impl Lexer {
                 (Row::End | Row::EndReturn, b'\n') => {
                     self.line += 1;
                     self.state = State::Text;
+                    listener.data(&piece[..=at]);
+                    listener.end_of_data();
                     keep(out, &piece[..=at]);
                     return at + 1;
                 }
@@ -198,6 +206,7 @@ impl Lexer {
             at += 1;
         }
         self.state = State::Copy(row);
+        listener.data(piece);
         keep(out, piece);
         piece.len()
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::lexer::{Lexer, Listener, Verdict};
 use super::manifest::table_name;
+use super::outline::Outline;
 use super::statement::{Kind, kind};
 use crate::failure::Failure;
 
@@ -41,6 +42,8 @@ pub struct Survey {
     pub encoding: Option<String>,
     /// Its lines.
     pub lines: u64,
+    /// Which of its parts may be loaded side by side.
+    pub outline: Outline,
 }
 
 /// Reads a plain SQL dump piece by piece.
@@ -50,8 +53,9 @@ pub struct PlainReader {
     hearer: Hearer,
 }
 
+/// Hears a dump go by.
 #[derive(Debug, Default)]
-struct Hearer {
+pub(super) struct Hearer {
     rules: Rules,
     survey: Survey,
     /// The table whose rows go by, and how many did.
@@ -67,7 +71,7 @@ struct Hearer {
 impl PlainReader {
     /// A reader that leaves out what `rules` say.
     pub fn new(rules: Rules) -> Self {
-        Self { hearer: Hearer { rules, ..Hearer::default() }, ..Self::default() }
+        Self { hearer: Hearer::new(rules), ..Self::default() }
     }
 
     /// Reads on; what a restore should run is appended to `out`, if that is wanted.
@@ -84,43 +88,58 @@ impl PlainReader {
 
     /// What it does now: the table whose rows go by.
     pub fn table(&self) -> Option<&str> {
-        self.hearer.copying.as_ref().map(|(table, _)| table.as_str())
+        self.hearer.copying()
     }
 
     /// Ends the dump: proves that it is whole.
     ///
     /// # Errors
     /// What is missing.
-    pub fn finish(mut self) -> Result<Survey, Failure> {
-        let line = self.lexer.line();
-        if line == 1 && self.hearer.headers == 0 {
-            return Err(not_a_dump("it is empty"));
-        }
-        if self.hearer.headers == 0 {
-            return Err(not_a_dump("it does not begin as pg_dump's output does"));
-        }
-        if let Some(open) = self.lexer.open() {
-            let within = self.table().map_or_else(String::new, |table| format!(" for {table}"));
-            return Err(cut(&format!("it ends at line {line} {open}{within}")));
-        }
-        self.hearer.end_copy();
-        if self.hearer.trailers < self.hearer.headers {
-            return Err(cut(&format!("it ends at line {line} without pg_dump's \"database dump complete\"")));
-        }
-        if let Some(line) = self.hearer.after_trailer {
-            return Err(not_a_dump(&format!(
-                "line {line}: a statement follows pg_dump's \"database dump complete\""
-            )));
-        }
-        if self.hearer.restricted.is_some() {
-            return Err(cut("its \\restrict is never ended"));
-        }
-        self.hearer.survey.lines = line;
-        Ok(self.hearer.survey)
+    pub fn finish(self) -> Result<Survey, Failure> {
+        self.hearer.finish(&self.lexer)
     }
 }
 
 impl Hearer {
+    /// One that leaves out what `rules` say.
+    pub(super) fn new(rules: Rules) -> Self {
+        Self { rules, ..Self::default() }
+    }
+
+    /// The table whose rows go by.
+    pub(super) fn copying(&self) -> Option<&str> {
+        self.copying.as_ref().map(|(table, _)| table.as_str())
+    }
+
+    /// Ends the dump that `lexer` read: proves that it is whole.
+    pub(super) fn finish(mut self, lexer: &Lexer) -> Result<Survey, Failure> {
+        let line = lexer.line();
+        if line == 1 && self.headers == 0 {
+            return Err(not_a_dump("it is empty"));
+        }
+        if self.headers == 0 {
+            return Err(not_a_dump("it does not begin as pg_dump's output does"));
+        }
+        if let Some(open) = lexer.open() {
+            let within = self.copying().map_or_else(String::new, |table| format!(" for {table}"));
+            return Err(cut(&format!("it ends at line {line} {open}{within}")));
+        }
+        self.end_copy();
+        if self.trailers < self.headers {
+            return Err(cut(&format!("it ends at line {line} without pg_dump's \"database dump complete\"")));
+        }
+        if let Some(line) = self.after_trailer {
+            return Err(not_a_dump(&format!(
+                "line {line}: a statement follows pg_dump's \"database dump complete\""
+            )));
+        }
+        if self.restricted.is_some() {
+            return Err(cut("its \\restrict is never ended"));
+        }
+        self.survey.lines = line;
+        Ok(self.survey)
+    }
+
     fn end_copy(&mut self) {
         if let Some((table, rows)) = self.copying.take() {
             *self.survey.rows.entry(table).or_default() += rows;
@@ -159,7 +178,9 @@ impl Listener for Hearer {
         if self.trailers > 0 && self.trailers == self.headers {
             self.after_trailer.get_or_insert(line);
         }
-        Ok(match kind(text) {
+        let kind = kind(text);
+        self.survey.outline.statement(text, &kind);
+        Ok(match kind {
             Kind::Copy { schema, table } => {
                 self.copying = Some((self.table(schema.as_ref(), &table), 0));
                 Verdict::Copy
@@ -236,6 +257,10 @@ impl Listener for Hearer {
         if let Some((_, rows)) = &mut self.copying {
             *rows += 1;
         }
+    }
+
+    fn data(&mut self, rows: &[u8]) {
+        self.survey.outline.data(rows.len());
     }
 }
 
