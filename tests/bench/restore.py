@@ -70,7 +70,7 @@ STATES = """
 select string_agg(line, E'\\n' order by line) from (
     select format('%s %s %s', conrelid::regclass, conname, convalidated) as line from pg_constraint
     union all select format('%s %s %s', indexrelid::regclass, indisvalid, indisready) from pg_index
-    where indexrelid >= 16384) lines
+    where indexrelid >= 16384 and indexrelid::regclass::text not like 'pg\\_toast%') lines
 """
 
 
