@@ -8,6 +8,12 @@
     clippy::needless_pass_by_value,
     reason = "a test says what went wrong by panicking"
 )]
+#![allow(
+    clippy::format_collect,
+    clippy::format_push_string,
+    clippy::needless_raw_string_hashes,
+    reason = "texts are made to be read, not to be made fast"
+)]
 
 mod support;
 
