@@ -39,6 +39,11 @@ bench *ARGS:
     cargo build --quiet --release
     target/venv/bin/python tests/bench/bench.py {{ARGS}}
 
+# Measure restores alone, beside psql and pg_restore: `just bench-restore --users 700000 --rounds 5`.
+bench-restore *ARGS:
+    cargo build --quiet --release
+    target/venv/bin/python tests/bench/bench.py --only restore {{ARGS}}
+
 # Build the API documentation; a broken link is an error.
 docs:
     RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps --document-private-items

@@ -41,6 +41,12 @@ pub trait Listener {
 
     /// Such a row ended.
     fn row(&mut self);
+
+    /// Rows as they are, in pieces of any size; the last ends with the line `\\.`.
+    fn data(&mut self, _rows: &[u8]) {}
+
+    /// The COPY's last row went by, and the line after it.
+    fn end_of_data(&mut self) {}
 }
 
 /// What becomes of a statement.
@@ -181,6 +187,8 @@ impl Lexer {
                 (Row::End | Row::EndReturn, b'\n') => {
                     self.line += 1;
                     self.state = State::Text;
+                    listener.data(&piece[..=at]);
+                    listener.end_of_data();
                     keep(out, &piece[..=at]);
                     return at + 1;
                 }
@@ -207,6 +215,7 @@ impl Lexer {
             listener.row_piece(&piece[began..]);
         }
         self.state = State::Copy(row);
+        listener.data(piece);
         keep(out, piece);
         piece.len()
     }

@@ -4,12 +4,15 @@
 //! [`source`], proven by [`proof`], described by its [`manifest`].
 
 pub mod archive;
+pub mod binary;
 pub mod compression;
 pub mod count;
 pub mod globals;
 pub mod lexer;
 pub mod load;
 pub mod manifest;
+pub mod outline;
+pub mod parallel;
 pub mod proof;
 pub mod rows;
 pub mod source;

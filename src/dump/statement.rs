@@ -147,7 +147,7 @@ fn contains_word(text: &[u8], word: &[u8]) -> bool {
 }
 
 /// A name with or without its schema, from `at`; and where it ends.
-fn qualified(tokens: &[Token], at: usize) -> Option<(Option<String>, String, usize)> {
+pub(super) fn qualified(tokens: &[Token], at: usize) -> Option<(Option<String>, String, usize)> {
     let at = if tokens.get(at)?.is("only") { at + 1 } else { at };
     let first = tokens.get(at)?.name()?.to_owned();
     if tokens.get(at + 1) == Some(&Token::Sign('.')) {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::lexer::{Lexer, Listener, Verdict};
 use super::manifest::table_name;
+use super::outline::Outline;
 use super::rows::{Hashes, RowSum, RowsHash};
 use super::statement::{Kind, copy_columns, kind};
 use crate::failure::Failure;
@@ -44,6 +45,8 @@ pub struct Survey {
     pub encoding: Option<String>,
     /// Its lines.
     pub lines: u64,
+    /// Which of its parts may be loaded side by side.
+    pub outline: Outline,
 }
 
 /// Reads a plain SQL dump piece by piece.
@@ -53,8 +56,9 @@ pub struct PlainReader {
     hearer: Hearer,
 }
 
+/// Hears a dump go by.
 #[derive(Debug, Default)]
-struct Hearer {
+pub(super) struct Hearer {
     rules: Rules,
     survey: Survey,
     /// The table whose rows go by, and how many did.
@@ -73,7 +77,7 @@ struct Hearer {
 impl PlainReader {
     /// A reader that leaves out what `rules` say.
     pub fn new(rules: Rules) -> Self {
-        Self { hearer: Hearer { rules, ..Hearer::default() }, ..Self::default() }
+        Self { hearer: Hearer::new(rules), ..Self::default() }
     }
 
     /// A reader that adds up what the rows of each table come to as well ([`Survey::hashes`]).
@@ -95,43 +99,58 @@ impl PlainReader {
 
     /// What it does now: the table whose rows go by.
     pub fn table(&self) -> Option<&str> {
-        self.hearer.copying.as_ref().map(|(table, _)| table.as_str())
+        self.hearer.copying()
     }
 
     /// Ends the dump: proves that it is whole.
     ///
     /// # Errors
     /// What is missing.
-    pub fn finish(mut self) -> Result<Survey, Failure> {
-        let line = self.lexer.line();
-        if line == 1 && self.hearer.headers == 0 {
-            return Err(not_a_dump("it is empty"));
-        }
-        if self.hearer.headers == 0 {
-            return Err(not_a_dump("it does not begin as pg_dump's output does"));
-        }
-        if let Some(open) = self.lexer.open() {
-            let within = self.table().map_or_else(String::new, |table| format!(" for {table}"));
-            return Err(cut(&format!("it ends at line {line} {open}{within}")));
-        }
-        self.hearer.end_copy();
-        if self.hearer.trailers < self.hearer.headers {
-            return Err(cut(&format!("it ends at line {line} without pg_dump's \"database dump complete\"")));
-        }
-        if let Some(line) = self.hearer.after_trailer {
-            return Err(not_a_dump(&format!(
-                "line {line}: a statement follows pg_dump's \"database dump complete\""
-            )));
-        }
-        if self.hearer.restricted.is_some() {
-            return Err(cut("its \\restrict is never ended"));
-        }
-        self.hearer.survey.lines = line;
-        Ok(self.hearer.survey)
+    pub fn finish(self) -> Result<Survey, Failure> {
+        self.hearer.finish(&self.lexer)
     }
 }
 
 impl Hearer {
+    /// One that leaves out what `rules` say.
+    pub(super) fn new(rules: Rules) -> Self {
+        Self { rules, ..Self::default() }
+    }
+
+    /// The table whose rows go by.
+    pub(super) fn copying(&self) -> Option<&str> {
+        self.copying.as_ref().map(|(table, _)| table.as_str())
+    }
+
+    /// Ends the dump that `lexer` read: proves that it is whole.
+    pub(super) fn finish(mut self, lexer: &Lexer) -> Result<Survey, Failure> {
+        let line = lexer.line();
+        if line == 1 && self.headers == 0 {
+            return Err(not_a_dump("it is empty"));
+        }
+        if self.headers == 0 {
+            return Err(not_a_dump("it does not begin as pg_dump's output does"));
+        }
+        if let Some(open) = lexer.open() {
+            let within = self.copying().map_or_else(String::new, |table| format!(" for {table}"));
+            return Err(cut(&format!("it ends at line {line} {open}{within}")));
+        }
+        self.end_copy();
+        if self.trailers < self.headers {
+            return Err(cut(&format!("it ends at line {line} without pg_dump's \"database dump complete\"")));
+        }
+        if let Some(line) = self.after_trailer {
+            return Err(not_a_dump(&format!(
+                "line {line}: a statement follows pg_dump's \"database dump complete\""
+            )));
+        }
+        if self.restricted.is_some() {
+            return Err(cut("its \\restrict is never ended"));
+        }
+        self.survey.lines = line;
+        Ok(self.survey)
+    }
+
     fn end_copy(&mut self) {
         if let Some((table, rows)) = self.copying.take() {
             if let Some((sum, columns)) = self.sum.take() {
@@ -173,7 +192,9 @@ impl Listener for Hearer {
         if self.trailers > 0 && self.trailers == self.headers {
             self.after_trailer.get_or_insert(line);
         }
-        Ok(match kind(text) {
+        let kind = kind(text);
+        self.survey.outline.statement(text, &kind);
+        Ok(match kind {
             Kind::Copy { schema, table } => {
                 self.copying = Some((self.table(schema.as_ref(), &table), 0));
                 self.sum = self.hashing.then(|| (RowSum::default(), copy_columns(text)));
@@ -260,6 +281,10 @@ impl Listener for Hearer {
         if let Some((sum, _)) = &mut self.sum {
             sum.end();
         }
+    }
+
+    fn data(&mut self, rows: &[u8]) {
+        self.survey.outline.data(rows.len());
     }
 }
 

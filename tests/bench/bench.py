@@ -23,7 +23,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="check,start,runs,restore", help="some of: %(default)s")
     parser.add_argument("--steps", type=int, default=1000, help="steps of the runs (%(default)s)")
-    parser.add_argument("--users", type=int, default=200_000, help="size of the dump (%(default)s)")
+    parser.add_argument("--users", type=int, default=200_000, help="size of the dump, 0: none (%(default)s)")
+    parser.add_argument("--tables", type=int, default=2000, help="small tables of another dump, 0: none (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="connections of a restore (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of runs and restores (%(default)s)")
     parser.add_argument("--binary", default=os.path.join(ROOT, "target", "release", "lifeboat"))
     parser.add_argument("--others", action="store_true", help="measure only the other tools")
@@ -56,8 +58,16 @@ def main():
                 ),
             )
     if "restore" in wanted:
-        results, megabytes = restore.compare(lifeboat, folder, options.users, options.rounds)
-        table.add(f"restore a database of {megabytes} MiB from .sql.gz", results)
+        if options.users:
+            results, megabytes = restore.compare(
+                lifeboat, folder, options.rounds, options.jobs, restore.SEED, users=options.users
+            )
+            table.add(f"restore a database of {megabytes} MiB, over half of it one table", results)
+        if options.tables:
+            results, megabytes = restore.compare(
+                lifeboat, folder, options.rounds, options.jobs, restore.SMALL, tables=options.tables
+            )
+            table.add(f"restore {options.tables} small tables, {megabytes} MiB", results)
     print(machine())
     print()
     table.print()

@@ -1,4 +1,4 @@
-"""`postgres.restore` beside `gunzip -c | psql`, on the same dump and the same server."""
+"""`postgres.restore` beside `gunzip -c | psql`, `psql -1` and `pg_restore -j`, on the same data and server."""
 
 import glob
 import os
@@ -46,12 +46,31 @@ create index on credits.ledger (user_id, at);
 create index on auth.users using gin (settings);
 """
 
+SMALL = """
+create schema many;
+select format('create table many.t%s (id int primary key, parent int, name text not null, at timestamptz not null)', n)
+    from generate_series(1, :tables) n \\gexec
+select format('insert into many.t%s select g, g / 2 + 1, md5(g::text), timestamptz ''2024-01-01'' + g * interval ''1 hour'' '
+    'from generate_series(1, %s) g', n, 20 + n % 200) from generate_series(1, :tables) n \\gexec
+select format('create index on many.t%s (name)', n) from generate_series(1, :tables) n \\gexec
+select format('alter table many.t%s add foreign key (parent) references many.t%s', n, n)
+    from generate_series(1, :tables, 4) n \\gexec
+"""
+
 CONTENT = """
 select string_agg(line, E'\\n' order by line) from (
     select format('%s.%s', schemaname, tablename) || ' ' || (xpath('/row/c/text()', query_to_xml(
         format('select count(*) || '' '' || coalesce(sum(hashtextextended(t::text, 0)), 0) as c '
                'from %I.%I t', schemaname, tablename), false, true, '')))[1]::text as line
-    from pg_tables where schemaname in ('auth', 'credits')) lines
+    from pg_tables where schemaname not in ('pg_catalog', 'information_schema')) lines
+"""
+
+
+STATES = """
+select string_agg(line, E'\\n' order by line) from (
+    select format('%s %s %s', conrelid::regclass, conname, convalidated) as line from pg_constraint
+    union all select format('%s %s %s', indexrelid::regclass, indisvalid, indisready) from pg_index
+    where indexrelid >= 16384 and indexrelid::regclass::text not like 'pg\\_toast%') lines
 """
 
 
@@ -104,7 +123,7 @@ class Server:
         return done.stdout.strip()
 
     def fingerprint(self, database):
-        """Schema, rows with their hashes, sequences."""
+        """Schema, rows with their hashes, sequences, constraints and indexes."""
         schema = subprocess.run(
             ["pg_dump", "-s", self.url(database)], check=True, stdout=subprocess.PIPE, text=True
         ).stdout
@@ -113,70 +132,93 @@ class Server:
         sequences = self.psql(
             database, "-c", "select schemaname, sequencename, last_value from pg_sequences order by 1, 2"
         )
-        return schema, self.psql(database, "-c", CONTENT), sequences
+        return schema, self.psql(database, "-c", CONTENT), sequences, self.psql(database, "-c", STATES)
 
 
-def compare(lifeboat, folder, users, rounds):
-    """Contenders' results and the dump's size in MiB; refuses to compare unequal restores."""
+def compare(lifeboat, folder, rounds, jobs, seed, **sizes):
+    """Contenders' results and the database's size in MiB; refuses to compare unequal restores."""
     with Server() as server:
         server.psql("postgres", "-c", "create database source")
-        server.psql("source", "-v", f"users={users}", text=SEED)
-        os.makedirs(f"{folder}/dumps", exist_ok=True)
-        dump = f"{folder}/dumps/bench.sql.gz"
+        variables = [argument for name, size in sizes.items() for argument in ("-v", f"{name}={size}")]
+        server.psql("source", *variables, text=seed)
+        dumps = f"{folder}/dumps"
+        shutil.rmtree(dumps, ignore_errors=True)
+        os.makedirs(dumps)
+        dump = f"{dumps}/bench.sql.gz"
         subprocess.run(
             ["bash", "-c", 'set -o pipefail; pg_dump "$1" | gzip > "$2"', "bash", server.url("source"), dump],
             check=True,
         )
+        for kind in ("custom", "directory"):
+            subprocess.run(
+                ["pg_dump", f"--format={kind}", f"--file={dumps}/{kind}", server.url("source")], check=True
+            )
         megabytes = int(server.psql("source", "-c", "select pg_database_size('source') >> 20"))
         wanted = server.fingerprint("source")
-        write(f"{folder}/bench-restore.yaml", [
-            "lifeboat: 1",
-            "plan: bench-restore",
-            "title: A benchmark",
-            "targets: { db: postgres, dumps: storage }",
-            "steps:",
-            "  restore:",
-            "    postgres.restore:",
-            "      target: db",
-            "      database: by_lifeboat",
-            "      create: true",
-            "      from: { storage: dumps, path: bench.sql.gz }",
-        ])
+        for name, connections in (("by_lifeboat", jobs), ("by_lifeboat_1", 1)):
+            write(f"{folder}/bench-{name}.yaml", [
+                "lifeboat: 1",
+                f"plan: bench-{name.replace('_', '-')}",
+                "title: A benchmark",
+                "targets: { db: postgres, dumps: storage }",
+                "steps:",
+                "  restore:",
+                "    postgres.restore:",
+                "      target: db",
+                f"      database: {name}",
+                "      create: true",
+                f"      jobs: {connections}",
+                "      from: { storage: dumps, path: bench.sql.gz }",
+            ])
         write(f"{folder}/bench-environment.yaml", [
             "lifeboat: 1",
             "environment: bench",
             "targets:",
             f"  db: {{ postgres: {{ url: '{server.url()}' }} }}",
-            f"  dumps: {{ storage: {{ scheme: fs, root: '{folder}/dumps' }} }}",
+            f"  dumps: {{ storage: {{ scheme: fs, root: '{dumps}' }} }}",
         ])
 
-        def fresh(name, create):
+        def contender(who, name, argv, create=True, note=""):
             def prepare():
                 server.psql("postgres", "-c", f"drop database if exists {name}")
                 if create:
                     server.psql("postgres", "-c", f"create database {name} template template0")
                 server.psql("postgres", "-c", "checkpoint")
-            return prepare
 
-        def same(name):
             def proof():
                 if server.fingerprint(name) != wanted:
                     raise SystemExit(f"bench: {name} is not equal to the source; no ratio is given")
-            return proof
+                # What autovacuum does with it is nobody's time.
+                server.psql("postgres", "-c", f"drop database {name}")
 
-        script = 'set -o pipefail; gunzip -c "$1" | psql -Xq -v ON_ERROR_STOP=1 "$2" && psql -Xqc analyze "$2"'
-        contenders = [Contender(
-            "gunzip | psql",
-            ["bash", "-c", script, "bash", dump, server.url("by_psql")],
-            folder, prepare=fresh("by_psql", True), proof=same("by_psql"),
-            note="then ANALYZE, as the step does",
-        )]
+            return Contender(who, argv, folder, prepare=prepare, proof=proof, note=note)
+
+        def by_lifeboat(who, name, note):
+            argv = [lifeboat, "run", f"bench-{name}.yaml", "--env", "bench-environment.yaml", "--yes",
+                    "--state", "state"]
+            return contender(who, name, argv, create=False, note=note)
+
+        def by_script(who, name, script, *arguments):
+            url = server.url(name)
+            script = f'set -o pipefail; {script} && psql -Xqc analyze "$1"'
+            return contender(who, name, ["bash", "-c", script, "bash", url, *arguments], note="then ANALYZE")
+
+        psql = "psql -Xq -v ON_ERROR_STOP=1"
+        contenders = [
+            by_script("gunzip | psql", "by_psql", f'gunzip -c "$2" | {psql} "$1" > /dev/null', dump),
+            by_script("gunzip | psql -1", "by_psql_1", f'gunzip -c "$2" | {psql} -1 "$1" > /dev/null', dump),
+        ] + [
+            by_script(
+                f"pg_restore -j{jobs}, {kind}", f"by_{kind}", f'pg_restore -e -j{jobs} -d "$1" "$2"',
+                f"{dumps}/{kind}",
+            )
+            for kind in ("custom", "directory")
+        ]
         if lifeboat:
-            contenders.insert(0, Contender(
-                "lifeboat",
-                [lifeboat, "run", "bench-restore.yaml", "--env", "bench-environment.yaml", "--yes",
-                 "--state", "state"],
-                folder, prepare=fresh("by_lifeboat", False), proof=same("by_lifeboat"),
-                note="the whole run: preflight, proof that the dump is complete, restore, ANALYZE",
-            ))
+            whole = "the whole run: preflight, proof that the dump is complete, restore, rows counted, ANALYZE"
+            contenders = [
+                by_lifeboat("lifeboat", "by_lifeboat", f"{jobs} connections; {whole}"),
+                by_lifeboat("lifeboat, one connection", "by_lifeboat_1", f"through psql; {whole}"),
+                *contenders,
+            ]
         return interleaved(contenders, rounds), megabytes

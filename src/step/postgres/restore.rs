@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 mod fill;
 mod foresee;
+mod resume;
 mod throwaway;
 
 use super::{check_database_name, end_leftovers, same_server, server, yet_to_come};
@@ -47,11 +48,12 @@ pub struct Restore {
     /// Whether the database is created (it must not exist). Otherwise it must exist and be empty.
     #[serde(default)]
     create: bool,
-    /// How many connections load an archive. More than one needs `create`, and a copy of the
-    /// archive in the temporary folder unless it lies uncompressed on a disk.
-    #[serde(default = "one")]
+    /// How many connections load the dump. A plain dump takes as many as there are processors
+    /// here, two to eight, where `create` is set; with 1, and whenever its statements must
+    /// keep their order, it goes through `psql` in one transaction. An archive takes one; more
+    /// need `create`, and a copy of it in the temporary folder unless it lies uncompressed on a disk.
     #[schemars(range(min = 1, max = 64))]
-    jobs: u32,
+    jobs: Option<u32>,
     /// Only these schemas of an archive.
     #[serde(default)]
     schemas: Vec<String>,
@@ -95,10 +97,6 @@ const fn yes() -> bool {
     true
 }
 
-const fn one() -> u32 {
-    1
-}
-
 /// What a restore came to; noted before it becomes visible.
 #[derive(Clone, Debug, PartialEq)]
 struct Loaded {
@@ -136,7 +134,7 @@ impl Step for Restore {
     fn check(&self, found: &mut Findings) {
         check_database_name(found, "/database", &self.database);
         check_object_path(found, "/from/path", &self.from.path);
-        if self.jobs > 1 && !self.create {
+        if self.jobs > Some(1) && !self.create {
             found.add(
                 "/jobs",
                 "several connections can't fill a database in one transaction",
@@ -242,7 +240,9 @@ impl Restore {
     /// What became of earlier attempts, from what they noted and what is there.
     async fn settle(&self, session: &Session, cx: &RunCx) -> Result<AfterKill, Failure> {
         let absent = AfterKill::DidNotHappen { why: "the attempt ended before it touched the server".to_owned() };
-        let Some((_, note)) = cx.notes.last() else { return Ok(absent) };
+        // Notes of parts that are loaded stand between.
+        let ours = |note: &Value| note.get("working").is_some() || note.get("oid").is_some();
+        let Some((_, note)) = cx.notes.iter().rev().find(|(_, note)| ours(note)) else { return Ok(absent) };
         let system = session.server_facts().await?.system_identifier;
         if let Err(why) = same_server(note, system.as_deref()) {
             return Ok(AfterKill::CannotTell { why });
@@ -258,6 +258,9 @@ impl Restore {
             }
             let name = working_name(cx);
             return Ok(match session.find_database(&name).await? {
+                Some(_) if note["side_by_side"] == true => AfterKill::Partly {
+                    what: format!("{name} was not filled to its end; what is loaded is kept, the rest follows"),
+                },
                 Some(_) => AfterKill::Partly {
                     what: format!("{name} was not filled to its end; it is dropped and filled anew"),
                 },

@@ -38,20 +38,41 @@ impl Restore {
         }
         let system = session.server_facts().await?.system_identifier;
         let name = working_name(cx);
-        drop_working(session, &name).await?;
-        cx.note(json!({ "system": system, "working": name })).await?;
-        self.create(session, &name, proof, cx).await?;
+        let side_by_side = self.side_by_side(proof, version, cx);
+        let mut note = json!({ "system": system, "working": name, "side_by_side": side_by_side.is_some() });
+        let done = match &side_by_side {
+            Some(way) => way.recall(server, session, &name, proof, cx).await?,
+            None => None,
+        };
+        if done.is_none() {
+            drop_working(session, &name).await?;
+            cx.note(note.clone()).await?;
+            self.create(session, &name, proof, cx).await?;
+        }
         let filled = async {
-            self.load(server, storage, proof, version, &name, cx).await?;
+            match &side_by_side {
+                Some(way) => way.load(server, storage, proof, &name, done, cx).await?,
+                None => self.load(server, storage, proof, version, &name, cx).await?,
+            }
             let loaded = self.count(server, storage, proof, &name, cx).await?;
-            cx.note(json!({ "system": system, "working": name, "loaded": loaded.note() })).await?;
+            note["loaded"] = loaded.note();
+            cx.note(note).await?;
             self.give_name(session, &name, &loaded, cx).await?;
             Ok(loaded)
         };
-        let failure = match filled.await {
+        let failure: Failure = match filled.await {
             Ok(loaded) => return Ok(loaded),
             Err(failure) => failure,
         };
+        // What is loaded stays for the next attempt.
+        if side_by_side.is_some() && failure.transient {
+            let session = server.detached().connect(None).await;
+            if let Ok(session) = session {
+                end_leftovers(&session, cx).await.ok();
+            }
+            cx.log(&format!("{name} is kept: a further attempt goes on with it\n"));
+            return Err(failure);
+        }
         // Half a database serves nobody. What can't be dropped now, the next attempt drops.
         let tidy = async {
             let session = server.detached().connect(None).await?;
@@ -205,7 +226,7 @@ impl Restore {
             inside.batch(format!("create schema {schema}"), &sql).await?;
         }
         drop(inside);
-        loader.archive(command, self.jobs).await
+        loader.archive(command, self.jobs.unwrap_or(1)).await
     }
 
     /// Counts the rows, compares them with the dump's, gathers statistics.

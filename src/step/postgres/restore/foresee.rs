@@ -156,7 +156,8 @@ impl Restore {
                 format!("say `from: {{ database: {of} }}` if that is meant"),
             );
         }
-        if self.jobs > 1
+        if self.jobs > Some(1)
+            && proof.format != Format::Plain
             && storage.local_path(&self.from.path)?.is_none()
             && let Some(free) = free_space(&std::env::temp_dir())
             && free < proof.object.bytes

@@ -18,7 +18,7 @@ impl Restore {
             database: working_name(cx),
             from: From { storage: from.storage.clone(), path: from.path.clone(), database: None },
             create: true,
-            jobs: 1,
+            jobs: Some(1),
             schemas: Vec::new(),
             tables: Vec::new(),
             analyze: false,

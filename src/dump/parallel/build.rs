@@ -1,0 +1,155 @@
+//! Indexes, keys and foreign keys, several at a time: each statement is its own
+//! transaction, and what an earlier attempt built is known by its name.
+
+use std::collections::BTreeSet;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+
+use super::order::Build;
+use super::{Journal, Parallel, Stage, connect};
+use crate::failure::Failure;
+use crate::service::postgres::{Session, ident};
+
+/// How often a statement is tried that another one's locks keep from running.
+const TRIES: usize = 5;
+
+/// Builds what it is given.
+pub struct Builder<'a> {
+    journal: &'a dyn Journal,
+    idle: Vec<Session>,
+    jobs: usize,
+    /// What an earlier attempt built: schema, table, name.
+    there: BTreeSet<(String, String, String)>,
+    done: u64,
+    total: u64,
+}
+
+impl<'a> Builder<'a> {
+    pub async fn new(of: &'a Parallel<'_>, total: u64) -> Result<Self, Failure> {
+        let jobs = of.jobs.min(usize::try_from(total).unwrap_or(usize::MAX));
+        let mut idle = vec![];
+        for _ in 0..jobs {
+            let session = connect(of.server, of.database).await?;
+            // The last transaction waits for the disk, and for all before it.
+            session.batch("set up the session", "SET synchronous_commit = off").await?;
+            session.batch("set up the session", &memory(of.jobs)).await?;
+            idle.push(session);
+        }
+        let there = match idle.first() {
+            Some(session) if !of.done.is_nothing() => there(session).await?,
+            _ => BTreeSet::new(),
+        };
+        Ok(Self { journal: &*of.journal, idle, jobs, there, done: 0, total })
+    }
+
+    /// Builds all of it; `in_order` where those that share a table must keep their order.
+    pub async fn run(&mut self, builds: Vec<Build>, in_order: bool) -> Result<(), Failure> {
+        let mut waiting = vec![];
+        for build in builds {
+            if self.is_there(&build) {
+                self.done += 1;
+            } else {
+                waiting.push(build);
+            }
+        }
+        let mut running: Vec<(usize, Build)> = vec![];
+        let mut answers = FuturesUnordered::new();
+        let mut next = 0;
+        while !waiting.is_empty() || !running.is_empty() {
+            while running.len() < self.jobs
+                && let Some(at) = ready(&waiting, &running, in_order)
+                && let Some(session) = self.idle.pop()
+            {
+                let build = waiting.remove(at);
+                let what = format!("{} of {}", build.name, build.table.1);
+                self.journal.progress(Stage::Built { done: self.done, total: self.total, what });
+                let (statement, number) = (build.statement.clone(), next);
+                answers.push(async move {
+                    let mut tries = 0;
+                    loop {
+                        tries += 1;
+                        statement.settings.apply(&session).await?;
+                        let Err(error) = session.batch_execute(&statement.text).await else { break };
+                        let passes = error.code().is_some_and(|code| code.code() == "40P01");
+                        if !passes || tries == TRIES {
+                            let attempted = format!("line {}: {}", statement.line, statement.beginning());
+                            return Err(session.failure(attempted, &error));
+                        }
+                    }
+                    Ok((number, session))
+                });
+                running.push((number, build));
+                next += 1;
+            }
+            let Some(answer) = answers.next().await else { break };
+            let (number, session) = answer?;
+            self.idle.push(session);
+            running.retain(|(own, _)| *own != number);
+            self.done += 1;
+        }
+        Ok(())
+    }
+
+    fn is_there(&self, build: &Build) -> bool {
+        let (schema, table) = &build.table;
+        // Without its schema it isn't known which one is meant: it is built, and the server says if it is there.
+        schema
+            .as_ref()
+            .is_some_and(|schema| self.there.contains(&(schema.clone(), table.clone(), build.name.clone())))
+    }
+}
+
+/// The first that may run beside those that do.
+fn ready(waiting: &[Build], running: &[(usize, Build)], in_order: bool) -> Option<usize> {
+    (0..waiting.len()).find(|at| {
+        let build = &waiting[*at];
+        let earlier = if in_order { &waiting[..*at] } else { &[] };
+        running.iter().map(|(_, build)| build).chain(earlier).all(|other| !conflict(build, other))
+    })
+}
+
+fn conflict(one: &Build, other: &Build) -> bool {
+    if one.alone || other.alone {
+        return true;
+    }
+    !(one.shares && other.shares) && one.locks.iter().any(|table| other.locks.contains(table))
+}
+
+/// Indexes and constraints that are there and valid; an index that is not is dropped.
+async fn there(session: &Session) -> Result<BTreeSet<(String, String, String)>, Failure> {
+    let attempted = "look what an earlier attempt built";
+    let sql = "SELECT n.nspname::text, t.relname::text, i.relname::text, x.indisvalid OR t.relkind = 'p', s.nspname::text \
+                 FROM pg_catalog.pg_index x JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid \
+                 JOIN pg_catalog.pg_class t ON t.oid = x.indrelid JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace \
+                 JOIN pg_catalog.pg_namespace s ON s.oid = i.relnamespace \
+                WHERE n.nspname <> 'pg_catalog' AND n.nspname <> 'pg_toast' \
+                  AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint c WHERE c.conindid = x.indexrelid AND c.contype IN ('p', 'u', 'x')) \
+               UNION ALL \
+               SELECT n.nspname::text, t.relname::text, c.conname::text, true, '' \
+                 FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_class t ON t.oid = c.conrelid \
+                 JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace \
+                WHERE c.contype IN ('p', 'u', 'x', 'f')";
+    let mut found = BTreeSet::new();
+    for row in session.rows(attempted, sql, &[]).await? {
+        let (schema, table, name): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+        if row.get(3) {
+            found.insert((schema, table, name));
+        } else {
+            let sql = format!("DROP INDEX {}.{}", ident(row.get(4)), ident(&name));
+            session.batch(format!("drop the unfinished index {name}"), &sql).await?;
+        }
+    }
+    Ok(found)
+}
+
+/// More memory for sorting than most servers give, as long as few connections take it.
+fn memory(jobs: usize) -> String {
+    if jobs > 4 {
+        return String::new();
+    }
+    "SELECT pg_catalog.set_config('maintenance_work_mem', '262144', false) \
+       FROM pg_catalog.pg_settings WHERE name = 'maintenance_work_mem' AND setting::bigint < 262144 \
+        AND (SELECT setting::bigint * 8 >= 131072 FROM pg_catalog.pg_settings WHERE name = 'shared_buffers')"
+        .to_owned()
+}

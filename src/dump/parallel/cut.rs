@@ -1,0 +1,219 @@
+//! Rows as jobs, each a transaction: a big table in chunks, small ones several at a time.
+//!
+//! How a dump is cut depends on its bytes and the size of a chunk alone, never on how it
+//! was read: a later attempt cuts it the same way.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::super::outline::Name;
+use super::split::{Copy, Settings};
+use crate::failure::Failure;
+
+/// How many small tables one transaction takes.
+const TABLES: usize = 64;
+
+/// Rows of one table.
+#[derive(Debug)]
+pub struct Rows {
+    /// The COPY statement.
+    pub text: Arc<str>,
+    /// The table.
+    pub table: Name,
+    /// The dump's line of the first row.
+    pub line: u64,
+    /// The rows.
+    pub data: Bytes,
+    /// Whether these are all of the COPY's rows.
+    pub whole: bool,
+}
+
+/// Rows that one transaction loads.
+#[derive(Debug)]
+pub struct Job {
+    /// Its number in the dump.
+    pub number: u64,
+    /// What was set before its rows.
+    pub settings: Settings,
+    /// Its rows.
+    pub rows: Vec<Rows>,
+}
+
+/// Cuts rows.
+#[derive(Debug)]
+pub struct Cutter<'a> {
+    /// The bytes of each COPY.
+    copies: &'a [u64],
+    chunk: usize,
+    begun: usize,
+    next: u64,
+    /// The COPY that is being read, what of it is not in a job yet, and whether a part of it is.
+    current: Option<(Copy, Vec<u8>, bool)>,
+    small: Vec<Rows>,
+    small_bytes: usize,
+    small_settings: Settings,
+    /// Jobs to be done.
+    pub ready: VecDeque<Job>,
+}
+
+impl<'a> Cutter<'a> {
+    pub fn new(copies: &'a [u64], chunk: u64) -> Self {
+        Self {
+            copies,
+            chunk: chunk as usize,
+            begun: 0,
+            next: 0,
+            current: None,
+            small: vec![],
+            small_bytes: 0,
+            small_settings: Settings::default(),
+            ready: VecDeque::new(),
+        }
+    }
+
+    /// How many tables were begun.
+    pub const fn begun(&self) -> usize {
+        self.begun
+    }
+
+    /// A COPY begins.
+    pub fn begin(&mut self, copy: Copy) -> Result<(), Failure> {
+        if self.begun >= self.copies.len() {
+            return Err(Failure::permanent("the dump holds more rows than when it was proven"));
+        }
+        self.begun += 1;
+        self.current = Some((copy, vec![], false));
+        Ok(())
+    }
+
+    /// Rows go by; `ended` when the COPY ends with them.
+    pub fn rows(&mut self, rows: Vec<u8>, ended: bool) {
+        let Some((mut copy, mut held, mut cut)) = self.current.take() else { return };
+        if held.is_empty() {
+            held = rows;
+        } else {
+            held.extend_from_slice(&rows);
+        }
+        while let Some(end) = self.end_of_chunk(&held) {
+            if !cut {
+                self.end_small();
+            }
+            cut = true;
+            let rest = held.split_off(end);
+            let data = std::mem::replace(&mut held, rest);
+            let lines = memchr::memchr_iter(b'\n', &data).count() as u64;
+            let line = copy.line;
+            copy.line += lines;
+            self.job(copy.settings.clone(), vec![of(&copy, line, data, false)]);
+        }
+        if !ended {
+            self.current = Some((copy, held, cut));
+            return;
+        }
+        let (line, settings) = (copy.line, copy.settings.clone());
+        if cut {
+            if !held.is_empty() {
+                self.job(settings, vec![of(&copy, line, held, false)]);
+            }
+            return;
+        }
+        let fits = self.small.len() < TABLES
+            && self.small_bytes + held.len() <= self.chunk / 4
+            && self.small_settings == settings;
+        if !fits {
+            self.end_small();
+        }
+        self.small_settings = settings;
+        self.small_bytes += held.len();
+        self.small.push(of(&copy, line, held, true));
+    }
+
+    /// No more rows follow.
+    pub fn end(&mut self) {
+        self.end_small();
+    }
+
+    fn end_small(&mut self) {
+        if !self.small.is_empty() {
+            let small = std::mem::take(&mut self.small);
+            self.small_bytes = 0;
+            self.job(self.small_settings.clone(), small);
+        }
+    }
+
+    fn job(&mut self, settings: Settings, rows: Vec<Rows>) {
+        let number = self.next;
+        self.next += 1;
+        self.ready.push_back(Job { number, settings, rows });
+    }
+
+    /// Behind the first row that ends at or after the chunk's size.
+    fn end_of_chunk(&self, held: &[u8]) -> Option<usize> {
+        if held.len() <= self.chunk {
+            return None;
+        }
+        let mut from = self.chunk;
+        loop {
+            let at = from + memchr::memchr(b'\n', &held[from..])?;
+            // A backslash before a line feed makes it part of a value.
+            let backslashes = held[..at].iter().rev().take_while(|byte| **byte == b'\\').count();
+            if backslashes % 2 == 0 {
+                return Some(at + 1);
+            }
+            from = at + 1;
+        }
+    }
+}
+
+fn of(copy: &Copy, line: u64, data: Vec<u8>, whole: bool) -> Rows {
+    Rows { text: copy.text.clone(), table: copy.table.clone(), line, data: data.into(), whole }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::survey::Rules;
+    use super::super::split::{Event, Splitter};
+    use super::*;
+
+    /// A table, its first line, if it is whole, its rows.
+    type Seen = (String, u64, bool, String);
+
+    /// Jobs as number, tables and rows, however the dump is read.
+    fn jobs(dump: &[u8], piece: usize, chunk: u64) -> Vec<(u64, Vec<Seen>)> {
+        let copies = [1; 10];
+        let mut cutter = Cutter::new(&copies, chunk);
+        let mut splitter = Splitter::new(Rules::default());
+        for piece in dump.chunks(piece) {
+            for event in splitter.push(piece).unwrap() {
+                match event {
+                    Event::Copy(copy) => cutter.begin(copy).unwrap(),
+                    Event::Rows(rows) => cutter.rows(rows, true),
+                    Event::Statement(_) => {}
+                }
+            }
+            cutter.rows(splitter.rows(), false);
+        }
+        cutter.end();
+        let rows =
+            |rows: Rows| (rows.table.1, rows.line, rows.whole, String::from_utf8(rows.data.to_vec()).unwrap());
+        cutter.ready.into_iter().map(|job| (job.number, job.rows.into_iter().map(rows).collect())).collect()
+    }
+
+    #[test]
+    fn a_dump_is_cut_the_same_way_however_it_is_read() {
+        let dump = b"SET x = 1;\nCOPY a (b) FROM stdin;\n1\n\\.\nCOPY e (b) FROM stdin;\n\\.\n\
+            COPY big (b) FROM stdin;\n1234567\n2\\\\\n3\\\nx\n4\n\\N\n\\.\nCOPY c (b) FROM stdin;\n5\n\\.\n";
+        let row = |table: &str, line, whole, text: &str| (table.to_owned(), line, whole, text.to_owned());
+        let wanted = vec![
+            (0, vec![row("a", 3, true, "1\n"), row("e", 6, true, "")]),
+            (1, vec![row("big", 8, false, "1234567\n2\\\\\n")]),
+            (2, vec![row("big", 10, false, "3\\\nx\n4\n\\N\n")]),
+            (3, vec![row("c", 16, true, "5\n")]),
+        ];
+        for piece in [1, 2, 3, 7, 1000] {
+            assert_eq!(jobs(dump, piece, 8), wanted, "read {piece} bytes at a time");
+        }
+    }
+}

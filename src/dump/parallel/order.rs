@@ -1,0 +1,190 @@
+//! What follows the rows, arranged: what may be built side by side, and what keeps its place.
+
+use std::collections::BTreeMap;
+
+use super::super::manifest::table_name;
+use super::super::outline::{Name, Part};
+use super::split::Statement;
+
+/// What is done next, all of it before what follows.
+#[derive(Debug)]
+pub enum Task {
+    /// Indexes and keys that they hold, in any order.
+    Indexes(Vec<Build>),
+    /// Foreign keys; those of one table in their order.
+    ForeignKeys(Vec<Build>),
+    /// Statements one after the other.
+    Ordered(Vec<Statement>),
+    /// The last statements, one after the other.
+    Last(Vec<Statement>),
+}
+
+/// A statement that is a transaction of its own, beside others.
+#[derive(Debug)]
+pub struct Build {
+    /// The statement.
+    pub statement: Statement,
+    /// Its table.
+    pub table: Name,
+    /// What it makes.
+    pub name: String,
+    /// The tables that nothing else may be done with meanwhile.
+    pub locks: Vec<Name>,
+    /// Whether others may be built on its table meanwhile.
+    pub shares: bool,
+    /// Whether it must be alone.
+    pub alone: bool,
+    /// Rows of its table.
+    pub rows: u64,
+}
+
+impl Task {
+    /// How many it builds.
+    pub fn builds(&self) -> u64 {
+        match self {
+            Self::Indexes(builds) | Self::ForeignKeys(builds) => builds.len() as u64,
+            Self::Ordered(_) | Self::Last(_) => 0,
+        }
+    }
+}
+
+/// Statements between two that keep their place.
+#[derive(Default)]
+struct Stretch {
+    indexes: Vec<Build>,
+    /// What comes before the first foreign key.
+    late: Vec<Statement>,
+    foreign: Vec<Build>,
+    later: Vec<Statement>,
+}
+
+/// Arranges what follows the rows. `rows` counts those of each table.
+pub fn arrange(statements: Vec<Statement>, rows: &BTreeMap<String, u64>) -> Vec<Task> {
+    let mut tasks = vec![];
+    let mut stretch = Stretch::default();
+    let mut statements = statements.into_iter().peekable();
+    // From an event trigger on everything keeps its place: it may fire on it.
+    while let Some(statement) = statements.next_if(|next| !next.is_event_trigger()) {
+        match statement.part.clone() {
+            Part::Setting(_) => {}
+            Part::Index { table, name } => {
+                stretch.indexes.push(build(statement, table, name, None, true, rows));
+            }
+            Part::Key { table, name } => stretch.indexes.push(build(statement, table, name, None, false, rows)),
+            Part::ForeignKey { table, name, refers, heirs } => {
+                let build = build(statement, table, name, Some(refers), false, rows);
+                stretch.foreign.push(Build { alone: heirs, ..build });
+            }
+            Part::Late | Part::Sequence if stretch.foreign.is_empty() => stretch.late.push(statement),
+            Part::Late | Part::Sequence => stretch.later.push(statement),
+            Part::InOrder | Part::EventTrigger | Part::Unfit(_) => {
+                std::mem::take(&mut stretch).end(&mut tasks);
+                ordered(&mut tasks, vec![statement]);
+            }
+        }
+    }
+    stretch.end(&mut tasks);
+    let mut last: Vec<_> = statements.collect();
+    if let Some(Task::Ordered(_)) = tasks.last()
+        && let Some(Task::Ordered(before)) = tasks.pop()
+    {
+        last.splice(0..0, before);
+    }
+    tasks.push(Task::Last(last));
+    tasks
+}
+
+impl Stretch {
+    fn end(mut self, tasks: &mut Vec<Task>) {
+        if !self.indexes.is_empty() {
+            // The longest first, so that none is left alone at the end.
+            self.indexes.sort_by_key(|build| std::cmp::Reverse(build.rows));
+            tasks.push(Task::Indexes(self.indexes));
+        }
+        ordered(tasks, self.late);
+        if !self.foreign.is_empty() {
+            tasks.push(Task::ForeignKeys(self.foreign));
+        }
+        ordered(tasks, self.later);
+    }
+}
+
+fn ordered(tasks: &mut Vec<Task>, mut more: Vec<Statement>) {
+    match tasks.last_mut() {
+        _ if more.is_empty() => {}
+        Some(Task::Ordered(statements)) => statements.append(&mut more),
+        _ => tasks.push(Task::Ordered(more)),
+    }
+}
+
+fn build(
+    statement: Statement,
+    table: Name,
+    name: String,
+    refers: Option<Name>,
+    shares: bool,
+    rows: &BTreeMap<String, u64>,
+) -> Build {
+    let key = table_name(table.0.as_deref().unwrap_or("public"), &table.1);
+    let rows = rows.get(&key).copied().unwrap_or_default();
+    let locks = std::iter::once(table.clone()).chain(refers).collect();
+    Build { statement, table, name, locks, shares, alone: false, rows }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::outline::part;
+    use super::super::split::Settings;
+    use super::*;
+
+    fn arranged(texts: &[&str]) -> Vec<(&'static str, Vec<String>)> {
+        let statement = |text: &&str| Statement {
+            text: (*text).to_owned(),
+            line: 1,
+            part: part(text.as_bytes()),
+            settings: Settings::default(),
+        };
+        let rows = BTreeMap::from([("a.big".to_owned(), 100), ("a.small".to_owned(), 1)]);
+        let built = |builds: Vec<Build>| builds.into_iter().map(|build| build.name).collect();
+        let said = |statements: Vec<Statement>| statements.into_iter().map(|statement| statement.text).collect();
+        arrange(texts.iter().map(statement).collect(), &rows)
+            .into_iter()
+            .map(|task| match task {
+                Task::Indexes(builds) => ("indexes", built(builds)),
+                Task::ForeignKeys(builds) => ("foreign", built(builds)),
+                Task::Ordered(statements) => ("ordered", said(statements)),
+                Task::Last(statements) => ("last", said(statements)),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn only_what_is_known_moves() {
+        let small = "CREATE INDEX small ON a.small USING btree (x);";
+        let big = "CREATE INDEX big ON a.big USING btree (x);";
+        let key = "ALTER TABLE ONLY a.small ADD CONSTRAINT f FOREIGN KEY (x) REFERENCES a.big(x);";
+        let (about, about_key) = ("COMMENT ON INDEX a.big IS '';", "COMMENT ON CONSTRAINT f ON a.small IS '';");
+        let view = "CREATE MATERIALIZED VIEW a.m AS SELECT 1 AS x;";
+        let event = "CREATE EVENT TRIGGER e ON ddl_command_end EXECUTE FUNCTION a.f();";
+        let own = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        assert_eq!(
+            arranged(&[small, about, big, key, about_key]),
+            [
+                ("indexes", own(&["big", "small"])),
+                ("ordered", own(&[about])),
+                ("foreign", own(&["f"])),
+                ("last", own(&[about_key])),
+            ]
+        );
+        assert_eq!(
+            arranged(&[small, view, big, event, key]),
+            [
+                ("indexes", own(&["small"])),
+                ("ordered", own(&[view])),
+                ("indexes", own(&["big"])),
+                ("last", own(&[event, key])),
+            ]
+        );
+        assert_eq!(arranged(&[]), [("last", vec![])]);
+    }
+}

@@ -1,0 +1,228 @@
+//! A connection that loads rows: each job is one transaction, noted before it is committed.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use futures::SinkExt;
+use serde_json::json;
+use tokio::sync::{Mutex, mpsc};
+
+use super::cut::{Job, Rows};
+use super::ledger::{CHUNK, write};
+use super::split::Settings;
+use super::{Shared, connect};
+use crate::dump::binary::{HEADER, Kind, TRAILER, turn};
+use crate::dump::manifest::table_name;
+use crate::dump::outline::{copy_columns, copy_without_end};
+use crate::failure::Failure;
+use crate::service::postgres::{Session, ident};
+
+/// How much is sent at once.
+const PIECE: usize = 256 << 10;
+
+/// Fewer bytes of rows are not worth a look at their types.
+const WORTH_TURNING: usize = 64 << 10;
+
+/// Fewer bytes of rows are not worth a new file.
+const WORTH_FREEZING: usize = 1 << 20;
+
+/// Takes jobs until there are no more.
+pub async fn work(shared: Arc<Shared>, jobs: Arc<Mutex<mpsc::Receiver<Job>>>) -> Result<(), Failure> {
+    let session = connect(&shared.server, &shared.database).await?;
+    let mut worker = Worker { session, applied: None, seen: None, shared };
+    loop {
+        let job = jobs.lock().await.recv().await;
+        match job {
+            Some(job) => worker.load(job).await?,
+            None => return Ok(()),
+        }
+    }
+}
+
+struct Worker {
+    session: Session,
+    applied: Option<Settings>,
+    /// The last COPY's table.
+    seen: Option<(Arc<str>, Target)>,
+    shared: Arc<Shared>,
+}
+
+/// How a table may be filled.
+#[derive(Clone, Debug, Default)]
+struct Target {
+    /// The columns' types, if all can be turned.
+    kinds: Option<Arc<[Kind]>>,
+    /// Whether it is an ordinary table.
+    ordinary: bool,
+}
+
+/// Why rows were not taken in.
+enum Refused {
+    /// A value of them is not written as PostgreSQL writes it.
+    Unfit,
+    Failed(Failure),
+}
+
+impl From<Failure> for Refused {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl Worker {
+    async fn load(&mut self, job: Job) -> Result<(), Failure> {
+        if self.applied.as_ref() != Some(&job.settings) {
+            job.settings.apply(&self.session).await?;
+            self.applied = Some(job.settings.clone());
+            self.seen = None;
+        }
+        let mut as_text = BTreeSet::new();
+        loop {
+            match self.transaction(&job, &as_text).await {
+                Ok(loaded) => {
+                    self.shared.rows.fetch_add(loaded, Ordering::Relaxed);
+                    return Ok(());
+                }
+                Err((_, Refused::Failed(failure))) => return Err(failure),
+                // Once more from the transaction's start: the server reads them itself.
+                Err((at, Refused::Unfit)) => {
+                    as_text.insert(at);
+                    self.session.batch("give up the transaction", "ROLLBACK").await?;
+                }
+            }
+        }
+    }
+
+    async fn transaction(&mut self, job: &Job, as_text: &BTreeSet<usize>) -> Result<u64, (usize, Refused)> {
+        let failed = |failure: Failure| (0, Refused::Failed(failure));
+        self.session.batch("begin a transaction", "BEGIN").await.map_err(failed)?;
+        let (mut loaded, mut bytes) = (0, 0);
+        for (at, rows) in job.rows.iter().enumerate() {
+            bytes += rows.data.len();
+            let target = self.target(rows).await.map_err(failed)?;
+            let kinds = target.kinds.filter(|_| !as_text.contains(&at));
+            loaded += self.copy(rows, kinds.as_deref(), target.ordinary).await.map_err(|why| (at, why))?;
+        }
+        write(&self.session, &*self.shared.journal, CHUNK, job.number, json!({ "bytes": bytes }))
+            .await
+            .map_err(failed)?;
+        self.session.batch("commit a transaction", "COMMIT").await.map_err(failed)?;
+        Ok(loaded)
+    }
+
+    async fn copy(&self, rows: &Rows, kinds: Option<&[Kind]>, ordinary: bool) -> Result<u64, Refused> {
+        let Rows { text, table, line, data, whole } = rows;
+        let failed = |error: tokio_postgres::Error| {
+            let name = table_name(table.0.as_deref().unwrap_or("public"), &table.1);
+            let at = row_of(&error)
+                .map_or_else(|| format!("from line {line} on"), |row| format!("line {}", line + row - 1));
+            self.session.failure(format_args!("{at}: rows of {name}"), &error)
+        };
+        // Emptied in the same transaction, a table's rows need no second look later on.
+        let freeze = ordinary && *whole && data.len() >= WORTH_FREEZING;
+        if freeze {
+            let name = match table {
+                (Some(schema), table) => format!("{}.{}", ident(schema), ident(table)),
+                (None, table) => ident(table),
+            };
+            let sql = format!("TRUNCATE ONLY {name}");
+            self.session.batch(format!("make {} ready", table.1), &sql).await?;
+        }
+        let sql = match (copy_without_end(text.as_bytes()), kinds, freeze) {
+            (Some(begin), Some(_), true) => format!("{begin} FROM STDIN WITH (FORMAT binary, FREEZE)"),
+            (Some(begin), Some(_), false) => format!("{begin} FROM STDIN WITH (FORMAT binary)"),
+            (Some(begin), None, true) => format!("{begin} FROM STDIN WITH (FREEZE)"),
+            _ => text.to_string(),
+        };
+        let sink = self.session.copy_in::<_, Bytes>(&*sql).await.map_err(failed)?;
+        futures::pin_mut!(sink);
+        let mut rest = data.as_ref();
+        let mut first = kinds.is_some();
+        while !rest.is_empty() {
+            let (piece, more) = rest.split_at(end_of_rows(rest));
+            rest = more;
+            let piece = match kinds {
+                None => data.slice_ref(piece),
+                Some(kinds) => {
+                    let mut out = Vec::with_capacity(2 * piece.len());
+                    if std::mem::take(&mut first) {
+                        out.extend_from_slice(HEADER);
+                    }
+                    turn(kinds, piece, &mut out).map_err(|_| Refused::Unfit)?;
+                    if rest.is_empty() {
+                        out.extend_from_slice(TRAILER);
+                    }
+                    out.into()
+                }
+            };
+            // The server says why in its answer to the end.
+            if sink.feed(piece).await.is_err() {
+                break;
+            }
+        }
+        Ok(sink.finish().await.map_err(failed)?)
+    }
+
+    /// How the rows' table may be filled.
+    async fn target(&mut self, rows: &Rows) -> Result<Target, Failure> {
+        if rows.data.len() < WORTH_TURNING {
+            return Ok(Target::default());
+        }
+        if let Some((_, target)) = self.seen.as_ref().filter(|(text, _)| *text == rows.text) {
+            return Ok(target.clone());
+        }
+        let name = match &rows.table {
+            (Some(schema), table) => format!("{}.{}", ident(schema), ident(table)),
+            (None, table) => ident(table),
+        };
+        let sql = "SELECT a.attname::text, a.atttypid, t.typtype = 'e', c.relkind = 'r' \
+                     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid \
+                     JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
+                    WHERE c.oid = pg_catalog.to_regclass($1::text) AND a.attnum > 0";
+        let found = self.session.rows("look at a table's types", sql, &[&name]).await?;
+        let columns = copy_columns(&rows.text).unwrap_or_default();
+        let kind = |column: &String| {
+            let row = found.iter().find(|row| row.get::<_, &str>(0) == column)?;
+            Kind::of(row.get(1), row.get(2))
+        };
+        let kinds = columns.iter().map(kind).collect::<Option<Arc<[Kind]>>>().filter(|kinds| !kinds.is_empty());
+        let ordinary = found.first().is_some_and(|row| row.get(3));
+        let target = Target { kinds, ordinary };
+        self.seen = Some((rows.text.clone(), target.clone()));
+        Ok(target)
+    }
+}
+
+/// Behind the last row that ends within a piece, or the first if it is longer.
+fn end_of_rows(rows: &[u8]) -> usize {
+    if rows.len() <= PIECE {
+        return rows.len();
+    }
+    let end = memchr::memrchr(b'\n', &rows[..PIECE])
+        .or_else(|| memchr::memchr(b'\n', &rows[PIECE..]).map(|at| PIECE + at));
+    end.map_or(rows.len(), |at| at + 1)
+}
+
+/// The row, from 1, that the server could not take in.
+fn row_of(error: &tokio_postgres::Error) -> Option<u64> {
+    let (_, after) = error.as_db_error()?.where_()?.split_once(", line ")?;
+    after.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// Whether rows must be loaded one table after the other: a check, a generated column or a
+/// partition's bound runs code that might look at rows of other tables.
+pub async fn must_keep_order(session: &Session) -> Result<bool, Failure> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_depend d \
+                 LEFT JOIN pg_catalog.pg_operator o ON d.refclassid = 'pg_catalog.pg_operator'::regclass AND o.oid = d.refobjid \
+                 JOIN pg_catalog.pg_proc p ON p.oid = CASE d.refclassid WHEN 'pg_catalog.pg_proc'::regclass THEN d.refobjid ELSE o.oprcode END \
+                 JOIN pg_catalog.pg_language l ON l.oid = p.prolang \
+                WHERE p.oid >= 16384 AND l.lanname NOT IN ('c', 'internal') \
+                  AND (d.classid <> 'pg_catalog.pg_attrdef'::regclass OR EXISTS (SELECT FROM pg_catalog.pg_attrdef f \
+                       JOIN pg_catalog.pg_attribute a ON a.attrelid = f.adrelid AND a.attnum = f.adnum \
+                       WHERE f.oid = d.objid AND a.attgenerated <> '')) \
+                  AND d.classid IN ('pg_catalog.pg_constraint'::regclass, 'pg_catalog.pg_attrdef'::regclass, \
+                                    'pg_catalog.pg_class'::regclass, 'pg_catalog.pg_cast'::regclass, 'pg_catalog.pg_type'::regclass))";
+    Ok(session.row("look what runs while rows are loaded", sql, &[]).await?.get(0))
+}

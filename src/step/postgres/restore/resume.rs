@@ -1,0 +1,129 @@
+//! A plain dump over several connections, going on where an earlier attempt was.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+use super::{Owner, Restore};
+use crate::dump::manifest::Format;
+use crate::dump::parallel::{Done, Journal, Parallel, Stage, chunk_bytes, recall};
+use crate::dump::proof::Proof;
+use crate::dump::survey::Rules;
+use crate::failure::Failure;
+use crate::record::event::{Progress, ProgressUnit};
+use crate::service::postgres::tool::Version;
+use crate::service::postgres::{Server, Session};
+use crate::service::storage::Storage;
+use crate::step::{Reporter, RunCx};
+
+/// More connections gain nothing on most servers.
+const JOBS: usize = 8;
+
+/// How a dump is loaded over several connections.
+pub(super) struct SideBySide {
+    jobs: usize,
+    rules: Rules,
+}
+
+impl Restore {
+    /// How the dump is loaded over several connections, if it can be.
+    pub(super) fn side_by_side(&self, proof: &Proof, version: Version, cx: &RunCx) -> Option<SideBySide> {
+        if proof.format != Format::Plain || !self.create || self.jobs == Some(1) {
+            return None;
+        }
+        if let Some(why) = proof.survey.outline.unfit {
+            cx.log(&format!("the dump goes through psql in one transaction: {why}\n"));
+            return None;
+        }
+        let cores = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, JOBS);
+        let jobs = self.jobs.map_or(cores, |jobs| jobs as usize);
+        let rules =
+            Rules { owners: self.owner == Owner::None, restrict: true, transaction_timeout: version.major < 17 };
+        Some(SideBySide { jobs, rules })
+    }
+}
+
+impl SideBySide {
+    /// What an earlier attempt loaded. Nothing when the database must be made anew.
+    pub(super) async fn recall(
+        &self,
+        server: &Server,
+        session: &Session,
+        name: &str,
+        proof: &Proof,
+        cx: &RunCx,
+    ) -> Result<Option<Done>, Failure> {
+        let begun = |note: &Value| note["working"] == name && note.get("loaded").is_none();
+        let Some(begun) = cx.notes.iter().rposition(|(_, note)| begun(note)) else { return Ok(None) };
+        if cx.notes[begun].1["side_by_side"] != true || session.find_database(name).await?.is_none() {
+            return Ok(None);
+        }
+        let since: Vec<_> = cx.notes[begun + 1..].iter().map(|(_, note)| note).collect();
+        let done = recall(server, name, &since, proof.sha256.as_deref(), self.rules).await?;
+        cx.log(&match &done {
+            None => format!("{name} can't be gone on with: it is made anew\n"),
+            Some(done) if done.complete => format!("{name} is filled: its rows are counted\n"),
+            Some(done) => format!(
+                "{name} is gone on with: {} statements and {} chunks of rows are there\n",
+                done.statements,
+                done.chunks.len()
+            ),
+        });
+        Ok(done)
+    }
+
+    /// Loads the dump, or what is missing of it.
+    pub(super) async fn load(
+        &self,
+        server: &Server,
+        storage: &Storage,
+        proof: &Proof,
+        name: &str,
+        done: Option<Done>,
+        cx: &RunCx,
+    ) -> Result<(), Failure> {
+        let journal = Notes { reporter: cx.reporter.clone(), bytes: proof.object.bytes };
+        let load = Parallel {
+            storage,
+            proof,
+            server,
+            database: name,
+            rules: self.rules,
+            jobs: self.jobs,
+            done: done.unwrap_or_else(|| Done::nothing(chunk_bytes(self.jobs, proof))),
+            cancel: &cx.cancel,
+            journal: Arc::new(journal),
+        };
+        load.run().await
+    }
+}
+
+struct Notes {
+    reporter: Arc<dyn Reporter>,
+    bytes: u64,
+}
+
+#[async_trait]
+impl Journal for Notes {
+    async fn note(&self, note: Value) -> Result<(), Failure> {
+        self.reporter.note(note).await
+    }
+
+    fn progress(&self, stage: Stage) {
+        self.reporter.progress(match stage {
+            Stage::Rows { read, what } => Progress {
+                done: read,
+                total: Some(self.bytes),
+                unit: ProgressUnit::Bytes,
+                message: Some(format!("loading: {what}")),
+            },
+            Stage::Built { done, total, what } => Progress {
+                done,
+                total: Some(total),
+                unit: ProgressUnit::Items,
+                message: Some(format!("indexes and keys: {what}")),
+            },
+        });
+    }
+}

@@ -1,0 +1,121 @@
+//! What `psql` makes of a dump, and what `postgres.restore` does.
+
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::corpus::CORPUS;
+use crate::fixture::{Place, gzip, pg_dump, tool};
+use crate::support::{postgres_url, sql, url_with, value};
+
+pub const RESTORE: &str = "postgres.restore";
+
+pub fn params(database: &str, path: &str, more: Value) -> Value {
+    let mut params = json!({ "target": "db", "database": database, "create": true, "from": { "storage": "store", "path": path } });
+    params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    params
+}
+
+/// Restores a file as an operator would.
+pub fn by_psql(database: &str, file: &std::path::Path) {
+    let output = Command::new(tool("psql"))
+        .args(["-Xq", "-v", "ON_ERROR_STOP=1", "-o", "/dev/null", "-f"])
+        .arg(file)
+        .arg(url_with(&postgres_url(), None, database))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// All that two equal databases have in common: schema, rows, sequences, states of constraints and indexes.
+pub async fn likeness(database: &str) -> Vec<String> {
+    let schema = String::from_utf8(pg_dump(database, &["-s"])).unwrap();
+    let mut all: Vec<String> =
+        schema.lines().filter(|line| !line.contains("restrict ")).map(str::to_owned).collect();
+    let rows = "SELECT string_agg(n || ' ' || (xpath('/row/c/text()', query_to_xml(format( \
+          'SELECT count(*) || '' '' || coalesce(md5(string_agg(t::text, E''\\n'' ORDER BY t::text COLLATE \"C\")), '''') AS c FROM ONLY %s t', n), false, true, '')))[1]::text, E'\\n' ORDER BY n) \
+        FROM (SELECT format('%I.%I', nspname, relname) AS n FROM pg_class c JOIN pg_namespace s ON s.oid = relnamespace \
+              WHERE relkind IN ('r', 'm') AND relispopulated AND nspname NOT IN ('information_schema') AND nspname NOT LIKE 'pg\\_%') x";
+    let sequences = "SELECT string_agg(s::text, E'\\n' ORDER BY s::text) FROM pg_sequences s";
+    let called = "SELECT string_agg((xpath('/row/c/text()', query_to_xml(format('SELECT last_value || '' '' || is_called AS c FROM %I.%I', nspname, relname), false, true, '')))[1]::text, ' ' ORDER BY nspname, relname) \
+        FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE relkind = 'S'";
+    let constraints = "SELECT string_agg(format('%s %s %s %s', conrelid::regclass, conname, contype, convalidated), E'\\n' ORDER BY conrelid::regclass::text, conname) FROM pg_constraint";
+    let indexes = "SELECT string_agg(format('%s %s %s %s %s', indexrelid::regclass, indisvalid, indisready, indisclustered, indisreplident), E'\\n' ORDER BY indexrelid::regclass::text) FROM pg_index WHERE indexrelid >= 16384 AND indexrelid::regclass::text NOT LIKE 'pg%toast%'";
+    let large = "SELECT count(*) || ' ' || coalesce(sum(length(lo_get(oid))), 0) FROM pg_largeobject_metadata";
+    for query in [rows, sequences, called, constraints, indexes, large] {
+        all.extend(value(database, query).await.unwrap_or_default().lines().map(str::to_owned));
+    }
+    all
+}
+
+/// Says where two databases differ.
+pub async fn assert_alike(ours: &str, theirs: &str, what: &str) {
+    let (ours, theirs) = (likeness(ours).await, likeness(theirs).await);
+    assert!(theirs.len() > 20, "{what}: {theirs:?}");
+    if ours != theirs {
+        let at = ours.iter().zip(&theirs).position(|(a, b)| a != b).unwrap_or(ours.len().min(theirs.len()));
+        panic!("{what}: ours differs at line {at}: {:?}, but psql made {:?}", ours.get(at), theirs.get(at));
+    }
+}
+
+/// Dumps each database of the corpus with `arguments`, and restores it both ways.
+async fn all_alike(half: usize, arguments: &[&str], more: Value, may_be_parallel: bool) {
+    let place = Place::new("re_alike");
+    for (name, content, parallel) in CORPUS.iter().skip(half).step_by(2) {
+        let live = place.names.create(&format!("{name}_live"), content).await;
+        let dump = pg_dump(&live, arguments);
+        let path = format!("{name}.sql.gz");
+        std::fs::write(place.path(&path), gzip(&dump)).unwrap();
+        // psql goes where it is told to, whatever the dump would create.
+        let text = String::from_utf8(dump).unwrap();
+        let own: String = text
+            .lines()
+            .filter(|line| !line.starts_with("CREATE DATABASE") && !line.starts_with("ALTER DATABASE"))
+            .filter(|line| {
+                (!line.starts_with("\\connect ") || line.ends_with("';")) && !line.starts_with("DROP DATABASE")
+            })
+            .fold(String::new(), |all, line| all + line + "\n");
+        let file = place.path("own.sql");
+        std::fs::write(&file, own).unwrap();
+        let theirs = place.names.name(&format!("{name}_psql"));
+        sql("postgres", &format!("CREATE DATABASE {theirs} TEMPLATE template0")).await;
+        by_psql(&theirs, &file);
+        let ours = place.names.name(&format!("{name}_ours"));
+        let before = place.harness.journal.notes().len();
+        let done = place.harness.run(RESTORE, params(&ours, &path, more.clone())).await;
+        let done = done.unwrap_or_else(|failure| panic!("{name} {arguments:?}: {failure}"));
+        assert_alike(&ours, &theirs, &format!("{name} {arguments:?}")).await;
+        let notes = place.harness.journal.notes();
+        let begun = notes[before..].iter().any(|(_, note)| note["side_by_side"] == true);
+        // Without rows there is no INSERT, either.
+        let expected = *parallel && (may_be_parallel || *name == "bare");
+        assert_eq!(begun, expected, "{name} {arguments:?}");
+        assert!(done.outputs["tables"].as_u64().unwrap() > 0, "{name}");
+        for database in [live, theirs, ours] {
+            sql("postgres", &format!("DROP DATABASE {database}")).await;
+        }
+    }
+}
+
+// The corpus in halves: a slow machine takes a while for each.
+macro_rules! alike {
+    ($($name:ident, $other:ident: $arguments:expr, $more:expr, $parallel:expr;)*) => { $(
+        #[tokio::test(flavor = "multi_thread")]
+        async fn $name() {
+            all_alike(0, $arguments, $more, $parallel).await;
+        }
+
+        #[tokio::test(flavor = "multi_thread")]
+        async fn $other() {
+            all_alike(1, $arguments, $more, $parallel).await;
+        }
+    )* };
+}
+
+alike! {
+    over_two_connections, over_two_connections_too: &[], json!({ "jobs": 2 }), true;
+    over_five_connections, over_five_connections_too: &["--create", "--no-comments"], json!({ "jobs": 5 }), true;
+    cleaning_up_first, cleaning_up_first_too: &["--clean", "--if-exists", "--no-owner", "--no-acl"], json!({}), true;
+    by_inserts, by_inserts_too: &["--rows-per-insert=100"], json!({}), false;
+}
