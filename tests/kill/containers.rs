@@ -25,7 +25,7 @@ fn make(name: &str, start: bool) {
 
 /// What runs, what is stopped, what is gone, and what a command did inside.
 fn containers(world: &World) -> Value {
-    let filter = format!("name=^{}", world.prefix);
+    let filter = format!("name=^{}_", world.prefix);
     let listed = docker(&["ps", "-a", "--filter", &filter, "--format", "{{.Names}} {{.State}}"]);
     let mut listed: Vec<_> = listed.lines().map(str::to_owned).collect();
     listed.sort();
@@ -41,7 +41,7 @@ const CONTAINERS: Case = Case {
         make(&world.name("gone"), false);
         let prefix = world.prefix.clone();
         world.ends.borrow_mut().push(Box::new(move || {
-            let left = docker(&["ps", "-aq", "--filter", &format!("name=^{prefix}")]);
+            let left = docker(&["ps", "-aq", "--filter", &format!("name=^{prefix}_")]);
             if !left.is_empty() {
                 docker(&[&["rm", "-f"], &*left.lines().collect::<Vec<_>>()].concat());
             }

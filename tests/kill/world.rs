@@ -141,7 +141,7 @@ impl World {
         let sql = "SELECT datname::text, datallowconn, coalesce(shobj_description(oid, 'pg_database'), '') \
                    FROM pg_database WHERE starts_with(datname::text, $1)";
         let mut found = BTreeMap::new();
-        for row in client.query(sql, &[&self.prefix]).await.unwrap() {
+        for row in client.query(sql, &[&self.name("")]).await.unwrap() {
             let (name, open): (String, bool) = (row.get(0), row.get(1));
             let mut tables = BTreeMap::new();
             if open {
@@ -167,7 +167,7 @@ impl World {
         loop {
             let left: Vec<String> = self.runtime.block_on(async {
                 let client = connect("postgres").await;
-                client.query(sql, &[&self.prefix]).await.unwrap().iter().map(|row| row.get(0)).collect()
+                client.query(sql, &[&self.name("")]).await.unwrap().iter().map(|row| row.get(0)).collect()
             });
             if left.is_empty() || Instant::now() > end {
                 return left;

@@ -110,7 +110,8 @@ impl Databases {
 
 impl Drop for Databases {
     fn drop(&mut self) {
-        let prefix = self.prefix.clone();
+        // To its end: another test's may go on with a digit.
+        let prefix = self.name("");
         // A runtime of its own: the test's may be ending.
         let cleaning = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
