@@ -4,6 +4,8 @@
 //! It is registered with the run's [`Redactor`], and every text that leaves the
 //! program passes that filter.
 
+mod forms;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, RwLock};
@@ -44,8 +46,8 @@ impl fmt::Display for Secret {
     }
 }
 
-/// Knows a run's secrets and masks them wherever they turn up, also percent-encoded
-/// (inside a URL) or JSON-escaped. Cloning shares the list.
+/// Knows a run's secrets and masks them wherever they turn up, also percent-encoded (inside a URL), in Base64 (a
+/// header that carries a password), or escaped for JSON or HTML. Cloning shares the list.
 #[derive(Clone, Default)]
 pub struct Redactor {
     /// Longest first, so that a secret that contains another goes whole.
@@ -62,11 +64,18 @@ impl Redactor {
     /// Registers a secret, with the forms it takes inside URLs and JSON. A URL with a
     /// password registers the password as well, since errors quote it alone.
     pub fn add(&self, secret: &str) {
-        let mut forms = vec![secret.to_owned(), percent_encode(secret), json_escape(secret)];
+        let mut forms = forms::of(secret);
         if let Some(password) = url_password(secret) {
-            let decoded = percent_decode(password);
-            forms.extend([password.to_owned(), percent_encode(&decoded), json_escape(&decoded), decoded]);
+            forms.extend(forms::of(password));
+            forms.extend(forms::of(&percent_decode(password)));
         }
+        // A web hook's secret is a part of its path, and the other side quotes that alone.
+        let parts = secret.strip_prefix("http").and_then(|rest| rest.split_once("://")).map(|(_, rest)| rest);
+        let parts = parts.into_iter().flat_map(|rest| rest.split(['/', '?', '&', '=', '#']).skip(1));
+        forms.extend(parts.filter(|part| part.len() >= 16).flat_map(|part| forms::of(&percent_decode(part))));
+        // Of a key in several lines each line is one: others indent them, or end them in another way.
+        let lines = secret.lines().map(str::trim).filter(|line| line.len() >= 16 && !line.starts_with("-----"));
+        forms.extend(lines.filter(|line| line.len() < secret.trim().len()).flat_map(forms::of));
         // A lock is poisoned only by a panic while it is held; pushing to a list doesn't.
         let mut needles = self.needles.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         for form in forms {
@@ -100,6 +109,7 @@ impl Redactor {
                 .into_iter()
                 .map(|(key, item)| (self.redact(&key).into_owned(), self.redact_json(item)))
                 .collect(),
+            Value::Number(number) if self.finds(&number.to_string()) => Value::String(MASK.to_owned()),
             other => other,
         }
     }
@@ -173,15 +183,6 @@ impl RedactStream {
     }
 }
 
-fn percent_encode(text: &str) -> String {
-    text.bytes()
-        .map(|byte| match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
-            _ => format!("%{byte:02X}"),
-        })
-        .collect()
-}
-
 fn percent_decode(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
@@ -200,11 +201,6 @@ fn percent_decode(text: &str) -> String {
         }
     }
     String::from_utf8_lossy(&decoded).into_owned()
-}
-
-fn json_escape(text: &str) -> String {
-    let quoted = serde_json::Value::from(text).to_string();
-    quoted[1..quoted.len() - 1].to_owned()
 }
 
 /// The password of `scheme://user:password@host…`, as it is written there.
@@ -233,7 +229,35 @@ mod tests {
         assert_eq!(redactor.redact("password p@ss refused"), format!("password {MASK} refused"));
     }
 
+    #[test]
+    fn a_line_of_a_key_and_a_number_are_secrets() {
+        let redactor = Redactor::default();
+        redactor.add("-----BEGIN KEY-----\nMIIEvQIBADANBgkqhkiG9w0B\n-----END KEY-----\n");
+        redactor.add("4211998877");
+        assert_eq!(redactor.redact("key:  MIIEvQIBADANBgkqhkiG9w0B\r\n"), format!("key:  {MASK}\r\n"));
+        assert_eq!(redactor.redact_json(4_211_998_877_u64.into()), MASK);
+    }
+
     proptest! {
+        #[test]
+        fn no_form_of_a_secret_shows(secret in "[a-zA-Z0-9:/@+= \"'&\\\\é]{8,30}", user in "[a-z]{0,7}") {
+            let redactor = Redactor::default();
+            redactor.add(&secret);
+            let lower = forms::lowercase_escapes(&forms::percent_encode(&secret));
+            for form in [forms::percent_encode(&secret), lower, forms::json_escape(&secret)] {
+                let shown = redactor.redact(&format!("x{form}y")).into_owned();
+                prop_assert!(!shown.contains(&form), "{shown}");
+            }
+            for encoding in [data_encoding::BASE64, data_encoding::BASE64URL, data_encoding::BASE64_NOPAD] {
+                let header = encoding.encode(format!("{user}:{secret}").as_bytes());
+                let shown = redactor.redact(&header).into_owned();
+                prop_assert!(shown.contains(MASK), "{header} → {shown}");
+                // What is left on either side tells less than two bytes of it.
+                let left = shown.split(MASK).map(str::len).sum::<usize>();
+                prop_assert!(left <= (user.len() + 1) * 4 / 3 + 8, "{header} → {shown}");
+            }
+        }
+
         #[test]
         fn no_split_lets_a_secret_through(
             secret in "[a-zA-Z0-9:/@ \"]{6,30}",

@@ -13,6 +13,14 @@
 mod bench;
 #[path = "proof/evidence.rs"]
 mod evidence;
+#[path = "proof/modes.rs"]
+mod modes;
+#[path = "proof/paths.rs"]
+mod paths;
 #[path = "proof/replaced.rs"]
 mod replaced;
+#[path = "proof/secrets.rs"]
+mod secrets;
+#[path = "proof/stranger.rs"]
+mod stranger;
 mod support;

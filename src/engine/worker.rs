@@ -236,11 +236,11 @@ async fn bounded(job: &Job, desk: &Desk, log: &Arc<Log>) -> Result<Done, Stopped
     let (step, desk_of_task, at, looking) = (job.step.clone(), desk.clone(), job.at, desk.looking(job));
     let mut task = tokio::spawn(async move {
         let effects = step.effects();
-        desk_of_task.see(at, &looking, &effects).await?;
         if let Some(message) = desk_of_task.guards.ensure(&effects).await? {
             // An error means that the run has stopped already, and with it this attempt.
             let _ = desk_of_task.reports.send(Report::Said { at, message }).await;
         }
+        desk_of_task.see(at, &looking, &effects).await?;
         kill::around("step run", step.run(&cx)).await
     });
     let timeout = expiry(job.limits.clone(), begun);

@@ -133,11 +133,12 @@ pub(super) fn kept(folder: &RunFolder) -> Result<BTreeSet<String>, StoreError> {
         let entry = entry.map_err(|source| io_error("read", folder.path(), source))?;
         let name = entry.file_name().display().to_string();
         // The plan it began with, and edited ones that took over: `plan.2` with `plan.2.json`.
-        let edited = name.strip_prefix("plan.").map(|rest| rest.strip_suffix(".json").unwrap_or(rest));
-        let edited = edited.is_some_and(|number| number.parse::<u32>().is_ok());
-        if ["run.json", "environment.yaml"].contains(&name.as_str()) || edited && name.ends_with(".json") {
+        let edited = name.strip_prefix("plan.");
+        let numbered = |rest: &str| rest.parse::<u32>().is_ok();
+        let manifest = edited.and_then(|rest| rest.strip_suffix(".json")).is_some_and(numbered);
+        if manifest || ["run.json", "environment.yaml"].contains(&name.as_str()) {
             found.insert(name);
-        } else if ["plan", "logs"].contains(&name.as_str()) || edited {
+        } else if edited.is_some_and(numbered) || ["plan", "logs"].contains(&name.as_str()) {
             folders.push(PathBuf::from(name));
         }
     }

@@ -189,25 +189,25 @@ async fn cut_off(after: &str, yes: bool) -> (Bench, Result<Ended, EngineError>, 
 #[tokio::test]
 async fn the_world_is_asked_of_a_step_in_flight() {
     for (after, acts) in [("happened", 1), ("partly", 1), ("run again", 1)] {
-        let (_bench, ended, acted) = cut_off(after, false).await;
+        let (_bench, ended, acted) = Box::pin(cut_off(after, false)).await;
         let ended = ended.unwrap();
         assert_eq!((ended.state.status, acted.len()), (RunStatus::Undone, acts), "{after}");
         let happened = matches!(outcome(&ended, "a"), Outcome::Succeeded { .. });
         assert_eq!(happened, after == "happened", "{after}: {:?}", outcome(&ended, "a"));
     }
-    let (_bench, ended, acted) = cut_off("noted", false).await;
+    let (_bench, ended, acted) = Box::pin(cut_off("noted", false)).await;
     assert!(matches!(ended, Err(EngineError::NothingToUndo(_))) && acted.is_empty(), "it had not happened");
-    let (_bench, ended, _) = cut_off("unreachable", false).await;
+    let (_bench, ended, _) = Box::pin(cut_off("unreachable", false)).await;
     assert!(matches!(ended, Err(EngineError::Undecided { .. })));
-    let (_bench, ended, _) = cut_off("going", false).await;
+    let (_bench, ended, _) = Box::pin(cut_off("going", false)).await;
     assert!(matches!(ended, Err(EngineError::StillGoing { .. })));
 }
 
 #[tokio::test]
 async fn what_nobody_can_tell_is_taken_back_on_a_yes() {
-    let (_bench, ended, acted) = cut_off("cannot tell", false).await;
+    let (_bench, ended, acted) = Box::pin(cut_off("cannot tell", false)).await;
     assert_eq!((ended.unwrap().state.status, acted.len()), (RunStatus::Waiting, 0));
-    let (_bench, ended, acted) = cut_off("cannot tell", true).await;
+    let (_bench, ended, acted) = Box::pin(cut_off("cannot tell", true)).await;
     assert_eq!((ended.unwrap().state.status, acted.len()), (RunStatus::Undone, 1));
 }
 
