@@ -1,5 +1,7 @@
 //! The forms that a secret takes inside other texts.
 
+use std::fmt::Write as _;
+
 use data_encoding::{BASE64_NOPAD, BASE64URL_NOPAD};
 
 /// A shorter piece would be found in what is no secret.
@@ -41,13 +43,18 @@ pub(super) fn json_escape(text: &str) -> String {
 /// As in a JSON text of ASCII alone.
 fn ascii_json(text: &str) -> String {
     let mut units = [0; 2];
-    json_escape(text)
-        .chars()
-        .map(|char| match char {
-            char if char.is_ascii() => char.to_string(),
-            char => char.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")).collect(),
-        })
-        .collect()
+    let mut escaped = String::new();
+    for char in json_escape(text).chars() {
+        if char.is_ascii() {
+            escaped.push(char);
+            continue;
+        }
+        for unit in char.encode_utf16(&mut units) {
+            // Writing to a string can't fail.
+            let _ = write!(escaped, "\\u{unit:04x}");
+        }
+    }
+    escaped
 }
 
 /// As in an HTML page.

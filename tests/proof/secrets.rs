@@ -274,7 +274,9 @@ fn no_secret_shows(round: usize) {
                 assert!(before.is_none(), "{name} ({secret}) as {form} shows in {place} after {before:?}");
             };
             place("the console", &said);
-            lines.iter().for_each(|line| place("a command line", line));
+            for line in &lines {
+                place("a command line", line);
+            }
             files(&bench.path().join(".lifeboat"), &mut |path, text| place(&path.display().to_string(), text));
             files(&bench.path().join("run.tar"), &mut |path, text| place(&path.display().to_string(), text));
         }
