@@ -306,8 +306,7 @@ fn in_flight(desk: &Desk, planned: &PlannedStep, step: &StepState, answer: After
         }
         AfterKill::StillGoing { what } => decided(step, Wait, cut(&format!("it still goes on: {what}")), None),
         AfterKill::CannotTell { why } if planned.rerun_if_interrupted => {
-            let reason = format!("nobody can tell what became of it ({why}); the plan says `interrupted: rerun`");
-            decided(step, Run, cut(&reason), None)
+            decided(step, Run, cut(&worker::rerun_anyway(&why)), None)
         }
         AfterKill::CannotTell { why } => {
             let question = interrupted(&planned.id, &redact(&why));

@@ -143,13 +143,18 @@ pub(super) async fn work(mut job: Job, desk: Desk) {
     }
 }
 
-/// Waits for what a dead process left going on in the world, and tells what became of it.
-pub(super) async fn reattach(job: Job, desk: Desk) {
+/// Waits for what a dead process left going on in the world, and tells what became of it. `rerun`: where nobody can
+/// tell, it runs again, as the plan says.
+pub(super) async fn reattach(job: Job, desk: Desk, rerun: bool) {
     let attempt = job.attempt;
     let failed = |message: String| ErrorRecord { message, transient: true, help: None };
     let mut pause = Duration::from_millis(500);
     loop {
-        let report = match ask(job.step.clone(), desk.probe(&job)).await {
+        let answer = match ask(job.step.clone(), desk.probe(&job)).await {
+            Ok(AfterKill::CannotTell { why }) if rerun => Ok(AfterKill::RunAgain { why: rerun_anyway(&why) }),
+            answer => answer,
+        };
+        let report = match answer {
             Ok(AfterKill::StillGoing { what }) => {
                 desk.tell(&job.id, &what);
                 None
@@ -193,6 +198,11 @@ pub(super) async fn reattach(job: Job, desk: Desk) {
             }
         }
     }
+}
+
+/// Why a step runs again of which nobody can tell whether it happened.
+pub(super) fn rerun_anyway(why: &str) -> String {
+    format!("nobody can tell what became of it ({why}); the plan says `interrupted: rerun`")
 }
 
 /// Asks a step what became of a cut-off attempt. A panic in it is a failure.

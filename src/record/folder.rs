@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::event::{Actor, Answer, Event, Record, RunStatus};
 use super::files;
 use super::inbox::{self, Letter, Message};
-use super::journal::{self, Contents, Journal};
+use super::journal::{self, Contents, Journal, JournalError};
 use super::lock::{self, FileLock, Holder, Refused};
 use super::state::RunState;
 use super::steering::Adjustment;
@@ -161,7 +161,12 @@ impl RunFolder {
 
     /// How the run's own copies of plan and inputs are loaded again.
     pub fn manifest(&self) -> Result<Manifest, StoreError> {
-        let edited = self.state()?.plan_copy.map(|copy| format!("{copy}.json"));
+        let edited = match self.state() {
+            Ok(state) => state.plan_copy.map(|copy| format!("{copy}.json")),
+            // Copies are kept before the first record.
+            Err(StoreError::Journal(JournalError::Empty { .. })) => None,
+            Err(error) => return Err(error),
+        };
         let path = self.path.join(edited.as_deref().unwrap_or(MANIFEST));
         let text = std::fs::read(&path).map_err(|source| io_error("read", &path, source))?;
         serde_json::from_slice(&text).map_err(|error| io_error("read", &path, error.into()))

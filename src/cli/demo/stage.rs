@@ -166,17 +166,18 @@ fn without_docker(plan: &str) -> Result<String, Failure> {
         .map_err(|error| Failure::permanent(format!("find this program: {error}")))?
         .display()
         .to_string();
-    let step = |verb: &str| {
+    let step = |line: &str, verb: &str| {
+        let indent = &line[..line.len() - line.trim_start().len()];
         let argv = [program.as_str(), "sandbox", verb, "auth", "--env", "demo"];
         let (argv, effects) = (serde_json::json!(argv), serde_json::json!([format!("{verb} service:auth")]));
-        format!("    exec: {{ argv: {argv}, effects: {effects}, idempotent: true }}\n")
+        format!("{indent}exec: {{ argv: {argv}, effects: {effects}, idempotent: true }}\n")
     };
     Ok(plan
         .split_inclusive('\n')
         .filter(|line| line.trim() != "docker: docker")
         .map(|line| match line.trim_start().split(':').next() {
-            Some("container.stop") => step("stop"),
-            Some("container.start") => step("start"),
+            Some("container.stop") => step(line, "stop"),
+            Some("container.start") => step(line, "start"),
             _ => line.to_owned(),
         })
         .collect())
@@ -193,7 +194,7 @@ mod tests {
             (RECOVERY.1.lines().filter(|line| line.trim() != "docker: docker").collect(), plan.lines().collect());
         assert_eq!(before.len(), after.len());
         let differ: Vec<(&str, &str)> = before.into_iter().zip(after).filter(|(a, b)| a != b).collect();
-        assert_eq!(differ.len(), 3, "stop, start, and start in finally: {differ:?}");
+        assert_eq!(differ.len(), 5, "stop and start, how each is taken back, and start in finally: {differ:?}");
         for (container, process) in differ {
             assert!(container.trim().starts_with("container.st") && process.trim().starts_with("exec: {"));
         }

@@ -69,7 +69,8 @@ impl Dispatcher<'_> {
             // It was rendered when it was asked what became of it, a moment ago.
             if let Ok(step) = self.turns.step(at) {
                 let job = self.job(at, step, self.state.steps[at].attempt);
-                let task = self.workers.spawn(worker::reattach(job, self.desk.clone()));
+                let rerun = self.plan.steps[at].rerun_if_interrupted;
+                let task = self.workers.spawn(worker::reattach(job, self.desk.clone(), rerun));
                 self.tasks.insert(task.id(), at);
             }
         }

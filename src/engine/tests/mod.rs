@@ -134,10 +134,12 @@ impl Step for Fake {
         Ok(match self.after.as_deref().unwrap_or("run again") {
             "happened" => AfterKill::Happened(Done::new("it was there").output("from", "the world")),
             "partly" => AfterKill::Partly { what: why },
-            "cannot tell" => AfterKill::CannotTell { why },
             // Until somebody else takes the file away.
-            "going" if self.touch.as_ref().is_some_and(|path| path.exists()) => AfterKill::StillGoing { what: why },
+            "going" | "lost" if self.touch.as_ref().is_some_and(|path| path.exists()) => {
+                AfterKill::StillGoing { what: why }
+            }
             "going" => AfterKill::Happened(Done::new("it ended by itself")),
+            "cannot tell" | "lost" => AfterKill::CannotTell { why },
             "unreachable" => return Err(Failure::transient("connection refused")),
             "noted" => match cx.notes.last() {
                 Some((attempt, note)) => {

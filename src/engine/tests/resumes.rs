@@ -83,10 +83,11 @@ async fn the_plan_may_say_rerun() {
     assert_eq!(lines(&touch), ["a 2", "b 1"]);
 }
 
-#[tokio::test]
-async fn what_still_goes_on_is_waited_for() {
+/// Resumes while step `a` still goes on in the world, which ends then.
+async fn waited_for(after: &str, rerun: bool) -> (Ended, Vec<String>) {
     let bench = Bench::new();
-    let (plan, folder, touch) = cut_off(&bench, "going").await;
+    let (mut plan, folder, touch) = cut_off(&bench, after).await;
+    Arc::get_mut(&mut plan).unwrap().steps[0].rerun_if_interrupted = rerun;
     std::fs::write(&touch, "").unwrap();
     assert_eq!(decisions(&bench, &plan, &folder).await[0].1, DecisionAction::Wait);
     let (cx, of_task, console) = (bench.cx.clone(), plan.clone(), bench.console());
@@ -96,7 +97,19 @@ async fn what_still_goes_on_is_waited_for() {
         .await;
     std::fs::remove_file(&touch).unwrap();
     let ended = task.await.unwrap().unwrap();
-    assert_eq!((ended.state.status, lines(&touch)), (RunStatus::Succeeded, vec!["b 1".to_owned()]));
+    let acts = if touch.exists() { lines(&touch) } else { Vec::new() };
+    (ended, acts)
+}
+
+#[tokio::test]
+async fn what_still_goes_on_is_waited_for() {
+    let (ended, acts) = waited_for("going", false).await;
+    assert_eq!((ended.state.status, acts), (RunStatus::Succeeded, vec!["b 1".to_owned()]));
+    // Nobody can tell how it ended: a person is asked, or the plan says it already.
+    let (ended, acts) = waited_for("lost", false).await;
+    assert_eq!((ended.state.status, acts), (RunStatus::Waiting, Vec::new()));
+    let (ended, acts) = waited_for("lost", true).await;
+    assert_eq!((ended.state.status, acts), (RunStatus::Succeeded, vec!["a 2".to_owned(), "b 1".to_owned()]));
 }
 
 #[tokio::test]
