@@ -72,7 +72,10 @@ impl Redactor {
         // A web hook's secret is a part of its path, and the other side quotes that alone.
         let parts = secret.strip_prefix("http").and_then(|rest| rest.split_once("://")).map(|(_, rest)| rest);
         let parts = parts.into_iter().flat_map(|rest| rest.split(['/', '?', '&', '=', '#']).skip(1));
-        forms.extend(parts.filter(|part| part.len() >= 16).flat_map(|part| forms::of(&percent_decode(part))));
+        for part in parts.filter(|part| part.len() >= 16) {
+            forms.extend(forms::of(part));
+            forms.extend(forms::of(&percent_decode(part)));
+        }
         // Of a key in several lines each line is one: others indent them, or end them in another way.
         let lines = secret.lines().map(str::trim).filter(|line| line.len() >= 16 && !line.starts_with("-----"));
         forms.extend(lines.filter(|line| line.len() < secret.trim().len()).flat_map(forms::of));
