@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// The modules from the lowest to the highest; each may import those before it and itself.
 /// Modules of one group may import each other.
 const LAYERS: &[&[&str]] = &[
-    &["ids", "units", "secret", "retry", "matcher", "template"],
+    &["ids", "units", "secret", "retry", "matcher", "template", "kill"],
     // A failure becomes a record, so these two know each other.
     &["failure", "record"],
     &["service"],

@@ -17,6 +17,7 @@ mod restored;
 mod snapshot;
 
 use read_back::same_rows;
+use restored::Proving;
 use snapshot::Snapshot;
 
 use super::{ReadAt, check_database_name, end_leftovers, server};
@@ -81,17 +82,6 @@ pub struct Backup {
     /// `restore`d into a database of its own on the same server, every row compared, and dropped again.
     #[serde(default)]
     verify: Proving,
-}
-
-/// How a backup is proven.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-enum Proving {
-    /// Read back.
-    #[default]
-    Read,
-    /// Read back, restored and compared.
-    Restore,
 }
 
 /// The format of a backup.

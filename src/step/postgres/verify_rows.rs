@@ -122,14 +122,12 @@ impl Step for VerifyRows {
                 }
                 later
             }
-            // Reading it all may take long, and a run does it again: that the tables are there is seen now.
-            Ok(ReadAt::Now(session, certainty)) => match self.missing(&session, &wanted).await {
-                Ok(missing) if missing.is_empty() => {
-                    Preview { summary: later.summary, ..Preview::new(Action::Read, certainty, String::new()) }
-                }
-                Ok(missing) => later.blocked(
-                    format!("database {} has no {}", self.database, missing.join(", no ")),
-                    "restore the backup before this step, or name another database".to_owned(),
+            // Reading it all may take long, and the run does it: here the rows are counted.
+            Ok(ReadAt::Now(session, certainty)) => match self.miscounted(&session, &wanted).await {
+                Ok(wrong) if wrong.is_empty() => Preview::new(Action::Read, certainty, later.summary),
+                Ok(wrong) => later.blocked(
+                    format!("database {}: {}", self.database, wrong.join("; ")),
+                    "it is not what was backed up: restore the backup, or name another database".to_owned(),
                 ),
                 Err(failure) => Preview { certainty, ..Preview::failed(failure) },
             },
@@ -167,10 +165,24 @@ impl VerifyRows {
         Ok(chosen.map(|(table, rows)| (table.clone(), *rows)).collect())
     }
 
-    /// The tables that aren't in the database.
-    async fn missing(&self, session: &Session, wanted: &BTreeMap<String, u64>) -> Result<Vec<String>, Failure> {
-        let there: BTreeSet<String> = tables(session).await?.iter().map(crate::dump::count::Table::key).collect();
-        Ok(wanted.keys().filter(|table| !there.contains(*table)).cloned().collect())
+    /// The tables that aren't in the database, or have another number of rows there.
+    async fn miscounted(&self, session: &Session, wanted: &BTreeMap<String, u64>) -> Result<Vec<String>, Failure> {
+        let there: BTreeMap<_, _> = tables(session).await?.into_iter().map(|table| (table.key(), table)).collect();
+        let mut wrong = Vec::new();
+        for (name, rows) in wanted {
+            match there.get(name) {
+                None => wrong.push(format!("there is no table {name}")),
+                Some(table) if table.of_extension => {}
+                Some(table) => {
+                    let found = table.count(session).await?;
+                    if found != *rows {
+                        wrong.push(format!("{name} has {}, the backup has {rows}", counted(found, "row")));
+                    }
+                }
+            }
+        }
+        wrong.truncate(NAMED);
+        Ok(wrong)
     }
 
     async fn compare(

@@ -1,6 +1,7 @@
 //! What would keep a backup from coming about, seen before anything is touched.
 
-use super::{Backup, Proving};
+use super::Backup;
+use super::restored::Proving;
 use crate::dump::compression::Compression;
 use crate::dump::count::tables;
 use crate::failure::Failure;

@@ -1,5 +1,8 @@
 //! A backup that is restored before it counts as one.
 
+use schemars::JsonSchema;
+use serde::Deserialize;
+
 use super::Backup;
 use crate::dump::proof::Proof;
 use crate::dump::rows::{FORMS, difference, sum_of};
@@ -11,6 +14,17 @@ use crate::service::storage::Storage;
 use crate::step::RunCx;
 use crate::step::postgres::end_leftovers;
 use crate::step::postgres::restore::Restore;
+
+/// How a backup is proven.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Proving {
+    /// Read back.
+    #[default]
+    Read,
+    /// Read back, restored and compared.
+    Restore,
+}
 
 impl Backup {
     /// Loads what was published into a database of this step's own, compares every row with the
