@@ -88,16 +88,21 @@ impl Reader<'_> {
         let mut printed = false;
         for step in state.steps.iter().filter(|step| only.is_none_or(|only| step.header.id == only)) {
             for attempt in 1..=step.attempt {
-                let path = folder.log_path(&StepId::from(step.header.id.as_str()), attempt);
-                let text = self.read_new(&path)?;
-                if text.is_empty() {
-                    continue;
+                let id = StepId::from(step.header.id.as_str());
+                for (path, what) in [
+                    (folder.log_path(&id, attempt), ""),
+                    (folder.asked_path(&id, attempt), ", asked what became of it"),
+                ] {
+                    let text = self.read_new(&path)?;
+                    if text.is_empty() {
+                        continue;
+                    }
+                    printed = true;
+                    let heading =
+                        (self.last.as_ref() != Some(&path)).then(|| format!("{id}, attempt {attempt}{what}"));
+                    self.print(heading.as_deref(), id.as_str(), attempt, &text)?;
+                    self.last = Some(path);
                 }
-                printed = true;
-                let heading =
-                    (self.last.as_ref() != Some(&path)).then(|| format!("{}, attempt {attempt}", step.header.id));
-                self.print(heading.as_deref(), &step.header.id, attempt, &text)?;
-                self.last = Some(path);
             }
         }
         Ok(printed)

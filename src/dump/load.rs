@@ -54,7 +54,7 @@ impl Loader<'_> {
         // takes the end of its input for the end of the dump, and commits.
         let fed = self.feed_psql(&mut source, &mut process, rules).await?;
         if fed == Fed::Whole {
-            self.unchanged(&source)?;
+            self.proof.unchanged(self.storage, &source)?;
         }
         let finished = process.wait(self.cancel).await?;
         ended_well("psql", &finished, self.redactor).map_err(by_line)?;
@@ -108,7 +108,7 @@ impl Loader<'_> {
             let finished = process.wait(self.cancel).await?;
             ended_well("pg_restore", &finished, self.redactor)?;
             source.read_to_end().await?;
-            return self.unchanged(&source);
+            return self.proof.unchanged(self.storage, &source);
         }
         let copy = match (&source.local, source.format) {
             (Some(_), _) | (_, Format::Directory) => None,
@@ -141,24 +141,12 @@ impl Loader<'_> {
         }
         file.flush().await.map_err(|error| failed(&error))?;
         source.read_to_end().await?;
-        self.unchanged(source)?;
+        self.proof.unchanged(self.storage, source)?;
         Ok(copy)
     }
 
     async fn open(&self) -> Result<Source, Failure> {
         Source::open(self.storage, &self.proof.object.path, self.cancel).await
-    }
-
-    fn unchanged(&self, source: &Source) -> Result<(), Failure> {
-        match &self.proof.sha256 {
-            Some(proven) if *proven != source.checksum.hex() => Err(Failure::permanent(format!(
-                "`{}` in the storage `{}` changed while it was restored",
-                self.proof.object.path,
-                self.storage.target()
-            ))
-            .help("something writes that object; restore one that stays as it is")),
-            _ => Ok(()),
-        }
     }
 
     fn cancelled(&self) -> Failure {

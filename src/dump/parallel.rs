@@ -214,7 +214,7 @@ impl Parallel<'_> {
         if let Some(pool) = pool {
             pool.end().await?;
         }
-        self.unchanged(&source)?;
+        self.proof.unchanged(self.storage, &source)?;
         // A dump without rows.
         ordered.all(before, false).await?;
         Ok(after)
@@ -252,18 +252,6 @@ impl Parallel<'_> {
             }
         }
         Ok(())
-    }
-
-    fn unchanged(&self, source: &Source) -> Result<(), Failure> {
-        match &self.proof.sha256 {
-            Some(proven) if *proven != source.checksum.hex() => Err(Failure::permanent(format!(
-                "`{}` in the storage `{}` changed while it was restored",
-                self.proof.object.path,
-                self.storage.target()
-            ))
-            .help("something writes that object; restore one that stays as it is")),
-            _ => Ok(()),
-        }
     }
 }
 

@@ -184,6 +184,22 @@ pub fn ended_well(program: &str, finished: &Finished, redactor: &Redactor) -> Re
 }
 
 impl Proof {
+    /// Whether what was read a second time is what was proven.
+    ///
+    /// # Errors
+    /// When the object changed meanwhile.
+    pub fn unchanged(&self, storage: &Storage, source: &Source) -> Result<(), Failure> {
+        match &self.sha256 {
+            Some(proven) if *proven != source.checksum.hex() => Err(Failure::permanent(format!(
+                "`{}` in the storage `{}` changed while it was restored",
+                self.object.path,
+                storage.target()
+            ))
+            .help("something writes that object; restore one that stays as it is")),
+            _ => Ok(()),
+        }
+    }
+
     /// Rows that a restore must come to, by table: those that can be counted.
     pub fn expected_rows(&self) -> std::collections::BTreeMap<String, u64> {
         let counted = |table: &String| !self.survey.inserted.contains(table);

@@ -377,9 +377,7 @@ impl Desk {
     /// What a question to the world may use. Its sessions are not named like the attempt's,
     /// whose leftovers may be what it looks for.
     pub(super) fn probe(&self, job: &Job) -> RunCx {
-        // The attempt's own log may be closed, and vouched for.
-        let path = self.folder.log_path(&job.id, job.attempt).with_extension("asked.log");
-        let log = Arc::new(Log::new(path, &self.redactor));
+        let log = Arc::new(Log::new(self.folder.asked_path(&job.id, job.attempt), &self.redactor));
         self.context(job, "lifeboat-probe", job.cancel.child_token(), log)
     }
 

@@ -159,6 +159,12 @@ impl RunFolder {
         self.path.join("logs").join(format!("{}.{attempt}.log", step.file_stem()))
     }
 
+    /// What a step said when it was asked what became of that attempt. Apart from the attempt's own log, which may be
+    /// closed and vouched for.
+    pub fn asked_path(&self, step: &StepId, attempt: u32) -> PathBuf {
+        self.log_path(step, attempt).with_extension("asked.log")
+    }
+
     /// How the run's own copies of plan and inputs are loaded again.
     pub fn manifest(&self) -> Result<Manifest, StoreError> {
         let edited = match self.state() {

@@ -1,7 +1,8 @@
 //! Which event may follow which, and what the times come to.
 
 use super::*;
-use crate::record::event::{Actor, ErrorRecord, FORMAT, Question, QuestionKind, StepHeader};
+use crate::record::event::{Actor, EffectRecord, ErrorRecord, FORMAT, Question, QuestionKind, StepHeader};
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 struct Story {
@@ -164,6 +165,25 @@ fn an_answered_confirm_survives_the_process() {
     let step = story.state.step("a").unwrap();
     assert!(step.confirmed && step.phase == Phase::Pending);
     assert!(story.after(0, yes("a")).is_err(), "nobody asks any more");
+}
+
+#[test]
+fn what_is_done_anew_begins_without_notes_and_what_was_made_is_known_by_them() {
+    for (access, kept) in [("change", 0), ("create", 1)] {
+        let mut story = Story::begin();
+        let position = story.state.position("b").unwrap();
+        let effect = serde_json::json!({ "access": access, "resource": "file:x" });
+        let effect: EffectRecord = serde_json::from_value(effect).unwrap();
+        story.state.steps[position].header.effects = vec![effect];
+        story
+            .tell(0, start("b", 1))
+            .tell(0, Event::StepNoted { step: "b".to_owned(), attempt: 1, note: Value::from("told") })
+            .tell(0, finish("b", 1))
+            .tell(0, stop(RunStatus::Failed))
+            .tell(0, resume(vec![decision("b", DecisionAction::Run)]));
+        assert_eq!(story.state.step("b").unwrap().notes.len(), kept, "{access}");
+        story.tell(0, start("b", 2));
+    }
 }
 
 #[test]

@@ -394,7 +394,7 @@ impl StepState {
     }
 
     /// What earlier attempts noted is not handed to the next one any more.
-    fn forget(&mut self) {
+    pub(super) fn forget(&mut self) {
         self.notes.clear();
         self.since = self.attempt + 1;
     }

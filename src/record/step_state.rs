@@ -250,6 +250,12 @@ impl StepState {
 
     /// Takes it back to where it can start again; what it noted and how often it tried stays.
     pub(super) fn again(&mut self) {
+        // A step of `finally` that did its work does it anew: what it noted would have it find that it is done, and
+        // nobody told. What it made stays made, and is known by its notes.
+        let made = self.header.effects.iter().any(|effect| effect.access == "create");
+        if self.outputs().is_some() && !made {
+            self.forget();
+        }
         if !matches!(self.phase, Phase::Waiting(_)) {
             self.phase = Phase::Pending;
             (self.started_at, self.finished_at) = (None, None);
