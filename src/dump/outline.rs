@@ -133,16 +133,6 @@ pub fn copy_without_end(text: &[u8]) -> Option<&str> {
     Some(text.trim_end())
 }
 
-/// The columns that a COPY names.
-pub fn copy_columns(text: &str) -> Option<Vec<String>> {
-    let tokens = tokens(text.as_bytes());
-    let (_, _, at) = qualified(&tokens, 1)?;
-    let list = tokens.get(at..)?.strip_prefix(&[Token::Sign('(')])?;
-    let end = list.iter().position(|token| *token == Token::Sign(')'))?;
-    let name = |token: &Token| token.name().map(str::to_owned);
-    list[..end].iter().filter(|token| **token != Token::Sign(',')).map(name).collect()
-}
-
 /// What a statement is.
 pub fn part(text: &[u8]) -> Part {
     let tokens = tokens(text);

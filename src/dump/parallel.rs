@@ -28,6 +28,7 @@ use super::proof::Proof;
 use super::source::{PIECE, Source};
 use super::survey::Rules;
 use crate::failure::Failure;
+use crate::kill;
 use crate::service::postgres::{Server, Session};
 use crate::service::storage::Storage;
 use cut::{Cutter, Job};
@@ -355,25 +356,19 @@ impl Ordered<'_> {
         let mut sent = Vec::with_capacity(batch.len());
         for statement in batch {
             if self.applied != statement.settings {
+                // What failed before is said first: the server takes no setting then, and would hide why.
+                answers(main, std::mem::take(&mut sent)).await?;
                 statement.settings.apply(main).await?;
             }
             self.applied = statement.settings_after();
-            let mut answer = Box::pin(main.batch_execute(&statement.text));
+            let mut answer = Box::pin(kill::statement(&statement.text, main.batch_execute(&statement.text)));
             let ready = match futures::poll!(answer.as_mut()) {
                 Poll::Ready(answered) => Some(answered),
                 Poll::Pending => None,
             };
             sent.push((statement, answer, ready));
         }
-        for (statement, answer, ready) in sent {
-            let answered = match ready {
-                Some(answered) => answered,
-                None => answer.await,
-            };
-            answered.map_err(|error| {
-                main.failure(format_args!("line {}: {}", statement.line, statement.beginning()), &error)
-            })?;
-        }
+        answers(main, sent).await?;
         self.run += batch.len() as u64;
         if ends {
             let transaction = ledger::transaction(main).await?;
@@ -383,4 +378,23 @@ impl Ordered<'_> {
         }
         main.batch("commit a transaction", "COMMIT").await
     }
+}
+
+type Answer = Result<(), tokio_postgres::Error>;
+
+/// Waits for what the server says of statements that were sent.
+async fn answers(
+    main: &Session,
+    sent: Vec<(&Statement, impl Future<Output = Answer>, Option<Answer>)>,
+) -> Result<(), Failure> {
+    for (statement, answer, ready) in sent {
+        let answered = match ready {
+            Some(answered) => answered,
+            None => answer.await,
+        };
+        answered.map_err(|error| {
+            main.failure(format_args!("line {}: {}", statement.line, statement.beginning()), &error)
+        })?;
+    }
+    Ok(())
 }

@@ -11,6 +11,7 @@ use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::count::tables;
 use super::manifest::table_name;
 use crate::failure::Failure;
 use crate::service::postgres::{Session, ident, literal, name_parts};
@@ -88,7 +89,7 @@ impl RowSum {
 ///
 /// # Errors
 /// What the server said.
-pub async fn sum_of(session: &Session, table: &str, columns: &[String], encoding: &str) -> Result<RowSum, Failure> {
+async fn sum_of(session: &Session, table: &str, columns: &[String], encoding: &str) -> Result<RowSum, Failure> {
     let attempted = format!("read the rows of {table}");
     let Some([schema, name]) = name_parts(table) else {
         return Err(Failure::permanent(format!("`{table}` is not a table's name")));
@@ -107,8 +108,51 @@ pub async fn sum_of(session: &Session, table: &str, columns: &[String], encoding
     Ok(sum)
 }
 
+/// What came out when a dump's rows were compared with a database's.
+#[derive(Debug, Default)]
+pub struct Compared {
+    /// What differs, table by table.
+    pub wrong: Vec<String>,
+    /// The rows that were read, by table.
+    pub counts: BTreeMap<String, u64>,
+}
+
+/// Compares a dump's tables, with how many rows each has and what they come to, with those of a session's database,
+/// within a transaction that has set [`FORMS`]. `watch` is told each table, and how many rows were compared before it.
+///
+/// # Errors
+/// What the server said.
+pub async fn compare(
+    session: &Session,
+    rows: &BTreeMap<String, u64>,
+    hashes: &Hashes,
+    encoding: &str,
+    watch: impl Fn(&str, u64),
+) -> Result<Compared, Failure> {
+    let there: BTreeMap<_, _> = tables(session).await?.into_iter().map(|table| (table.key(), table)).collect();
+    let (mut compared, mut done) = (Compared::default(), 0);
+    for (table, rows) in rows {
+        watch(table, done);
+        done += rows;
+        match (there.get(table), hashes.get(table)) {
+            (None, _) => compared.wrong.push(format!("there is no table {table}")),
+            // Of an extension's table a dump has a part of the rows; the others are the extension's business.
+            (Some(table), _) if table.of_extension => {}
+            (Some(_), None) => {
+                compared.wrong.push(format!("the backup doesn't say what the rows of {table} come to"))
+            }
+            (Some(_), Some(hash)) => {
+                let found = sum_of(session, table, &hash.columns, encoding).await?;
+                compared.wrong.extend(difference(table, *rows, hash, &found));
+                compared.counts.insert(table.clone(), found.rows());
+            }
+        }
+    }
+    Ok(compared)
+}
+
 /// What differs between a backup's table and a database's; nothing when they are the same.
-pub fn difference(table: &str, rows: u64, hash: &RowsHash, found: &RowSum) -> Option<String> {
+fn difference(table: &str, rows: u64, hash: &RowsHash, found: &RowSum) -> Option<String> {
     if found.rows() != rows {
         return Some(format!("{table} has {} rows, the backup has {rows}", found.rows()));
     }

@@ -157,15 +157,14 @@ pub(super) fn qualified(tokens: &[Token], at: usize) -> Option<(Option<String>, 
     }
 }
 
-/// The columns that a COPY names, in their order; none where it names none.
-pub fn copy_columns(text: &[u8]) -> Vec<String> {
+/// The columns that a COPY names, in their order; none where it names none, or something else.
+pub fn copy_columns(text: &[u8]) -> Option<Vec<String>> {
     let tokens = tokens(text);
-    let Some((_, _, after)) = qualified(&tokens, 1) else { return vec![] };
-    if tokens.get(after) != Some(&Token::Sign('(')) {
-        return vec![];
-    }
-    let listed = tokens[after..].iter().take_while(|token| **token != Token::Sign(')'));
-    listed.filter_map(|token| token.name().map(str::to_owned)).collect()
+    let (_, _, at) = qualified(&tokens, 1)?;
+    let list = tokens.get(at..)?.strip_prefix(&[Token::Sign('(')])?;
+    let end = list.iter().position(|token| *token == Token::Sign(')'))?;
+    let name = |token: &Token| token.name().map(str::to_owned);
+    list[..end].iter().filter(|token| **token != Token::Sign(',')).map(name).collect()
 }
 
 fn first_schema(token: &Token) -> Option<String> {
@@ -273,8 +272,11 @@ mod tests {
             schema: schema.map(str::to_owned),
             table: table.to_owned(),
         };
-        assert_eq!(copy_columns(b"COPY a.b (\"from, x\", id, \"a\"\"b\") FROM stdin;"), ["from, x", "id", "a\"b"]);
-        assert_eq!(copy_columns(b"COPY b FROM stdin;"), Vec::<String>::new());
+        assert_eq!(
+            copy_columns(b"COPY a.b (\"from, x\", id, \"a\"\"b\") FROM stdin;").unwrap(),
+            ["from, x", "id", "a\"b"]
+        );
+        assert_eq!(copy_columns(b"COPY b FROM stdin;"), None);
         for (text, wanted) in [
             ("COPY auth.users (id, name) FROM stdin;", copy(Some("auth"), "users")),
             ("COPY auth.\"we\"\"ird.t\" (\"from\", a) FROM stdin;", copy(Some("auth"), "we\"ird.t")),

@@ -197,7 +197,7 @@ impl Listener for Hearer {
         Ok(match kind {
             Kind::Copy { schema, table } => {
                 self.copying = Some((self.table(schema.as_ref(), &table), 0));
-                self.sum = self.hashing.then(|| (RowSum::default(), copy_columns(text)));
+                self.sum = self.hashing.then(|| (RowSum::default(), copy_columns(text).unwrap_or_default()));
                 Verdict::Copy
             }
             Kind::Insert { schema, table } => {

@@ -181,7 +181,12 @@ async fn an_error_names_table_and_line_and_leaves_nothing() {
         lines[at] = line;
         lines.join("\n") + "\n"
     };
-    let cases: [(usize, String, Value); 4] = [
+    // Other settings follow the statement that fails: what is told is why it failed, not what came after.
+    let late = lines.iter().position(|line| line.starts_with("ALTER TABLE ONLY public.refers")).unwrap();
+    let settings = "ALTER TABLE public.big ADD CONSTRAINT c CHECK (nope > 5) NOT VALID;\n\
+         SET default_tablespace = 'pg_default';\nCREATE VIEW public.late AS SELECT 1 AS a;\nALTER TABLE ONLY public.refers";
+    let cases: [(usize, String, Value); 5] = [
+        (late, with(late, settings), json!([format!("line {}", late + 1), "nope"])),
         (
             row,
             with(row, "x39000\tpad\t2024-01-01 00:00:00+00\t1"),

@@ -9,7 +9,8 @@ use futures::stream::FuturesUnordered;
 use super::order::Build;
 use super::{Journal, Parallel, Stage, connect};
 use crate::failure::Failure;
-use crate::service::postgres::{Session, ident};
+use crate::kill;
+use crate::service::postgres::Session;
 
 /// How often a statement is tried that another one's locks keep from running.
 const TRIES: usize = 5;
@@ -21,6 +22,8 @@ pub struct Builder<'a> {
     jobs: usize,
     /// What an earlier attempt built: schema, table, name.
     there: BTreeSet<(String, String, String)>,
+    /// Whether there was an earlier attempt.
+    resumed: bool,
     done: u64,
     total: u64,
 }
@@ -40,7 +43,7 @@ impl<'a> Builder<'a> {
             Some(session) if !of.done.is_nothing() => there(session).await?,
             _ => BTreeSet::new(),
         };
-        Ok(Self { journal: &*of.journal, idle, jobs, there, done: 0, total })
+        Ok(Self { journal: &*of.journal, idle, jobs, there, resumed: !of.done.is_nothing(), done: 0, total })
     }
 
     /// Builds all of it; `in_order` where those that share a table must keep their order.
@@ -65,12 +68,21 @@ impl<'a> Builder<'a> {
                 let what = format!("{} of {}", build.name, build.table.1);
                 self.journal.progress(Stage::Built { done: self.done, total: self.total, what });
                 let (statement, number) = (build.statement.clone(), next);
+                let again = self.resumed && build.table.0.is_none();
                 answers.push(async move {
                     let mut tries = 0;
                     loop {
                         tries += 1;
                         statement.settings.apply(&session).await?;
-                        let Err(error) = session.batch_execute(&statement.text).await else { break };
+                        let Err(error) = kill::around("build", session.batch_execute(&statement.text)).await else {
+                            break;
+                        };
+                        // An earlier attempt built it, under a name whose schema the dump leaves open.
+                        if again
+                            && error.code().is_some_and(|code| ["42P07", "42710", "42P16"].contains(&code.code()))
+                        {
+                            break;
+                        }
                         let passes = error.code().is_some_and(|code| code.code() == "40P01");
                         if !passes || tries == TRIES {
                             let attempted = format!("line {}: {}", statement.line, statement.beginning());
@@ -116,31 +128,21 @@ fn conflict(one: &Build, other: &Build) -> bool {
     !(one.shares && other.shares) && one.locks.iter().any(|table| other.locks.contains(table))
 }
 
-/// Indexes and constraints that are there and valid; an index that is not is dropped.
+/// Indexes and constraints that are there. Each was built in one transaction: none is there by halves.
 async fn there(session: &Session) -> Result<BTreeSet<(String, String, String)>, Failure> {
     let attempted = "look what an earlier attempt built";
-    let sql = "SELECT n.nspname::text, t.relname::text, i.relname::text, x.indisvalid OR t.relkind = 'p', s.nspname::text \
+    let sql = "SELECT n.nspname::text, t.relname::text, i.relname::text \
                  FROM pg_catalog.pg_index x JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid \
                  JOIN pg_catalog.pg_class t ON t.oid = x.indrelid JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace \
-                 JOIN pg_catalog.pg_namespace s ON s.oid = i.relnamespace \
                 WHERE n.nspname <> 'pg_catalog' AND n.nspname <> 'pg_toast' \
                   AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint c WHERE c.conindid = x.indexrelid AND c.contype IN ('p', 'u', 'x')) \
                UNION ALL \
-               SELECT n.nspname::text, t.relname::text, c.conname::text, true, '' \
+               SELECT n.nspname::text, t.relname::text, c.conname::text \
                  FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_class t ON t.oid = c.conrelid \
                  JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace \
                 WHERE c.contype IN ('p', 'u', 'x', 'f')";
-    let mut found = BTreeSet::new();
-    for row in session.rows(attempted, sql, &[]).await? {
-        let (schema, table, name): (String, String, String) = (row.get(0), row.get(1), row.get(2));
-        if row.get(3) {
-            found.insert((schema, table, name));
-        } else {
-            let sql = format!("DROP INDEX {}.{}", ident(row.get(4)), ident(&name));
-            session.batch(format!("drop the unfinished index {name}"), &sql).await?;
-        }
-    }
-    Ok(found)
+    let found = session.rows(attempted, sql, &[]).await?;
+    Ok(found.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
 }
 
 /// More memory for sorting than most servers give, as long as few connections take it.

@@ -26,8 +26,6 @@ pub struct Rows {
     pub line: u64,
     /// The rows.
     pub data: Bytes,
-    /// Whether these are all of the COPY's rows.
-    pub whole: bool,
 }
 
 /// Rows that one transaction loads.
@@ -51,6 +49,8 @@ pub struct Cutter<'a> {
     next: u64,
     /// The COPY that is being read, what of it is not in a job yet, and whether a part of it is.
     current: Option<(Copy, Vec<u8>, bool)>,
+    /// How far that was searched for the end of a row: a long one isn't looked through with each piece.
+    searched: usize,
     small: Vec<Rows>,
     small_bytes: usize,
     small_settings: Settings,
@@ -66,6 +66,7 @@ impl<'a> Cutter<'a> {
             begun: 0,
             next: 0,
             current: None,
+            searched: 0,
             small: vec![],
             small_bytes: 0,
             small_settings: Settings::default(),
@@ -85,6 +86,7 @@ impl<'a> Cutter<'a> {
         }
         self.begun += 1;
         self.current = Some((copy, vec![], false));
+        self.searched = 0;
         Ok(())
     }
 
@@ -106,7 +108,7 @@ impl<'a> Cutter<'a> {
             let lines = memchr::memchr_iter(b'\n', &data).count() as u64;
             let line = copy.line;
             copy.line += lines;
-            self.job(copy.settings.clone(), vec![of(&copy, line, data, false)]);
+            self.job(copy.settings.clone(), vec![of(&copy, line, data)]);
         }
         if !ended {
             self.current = Some((copy, held, cut));
@@ -115,7 +117,7 @@ impl<'a> Cutter<'a> {
         let (line, settings) = (copy.line, copy.settings.clone());
         if cut {
             if !held.is_empty() {
-                self.job(settings, vec![of(&copy, line, held, false)]);
+                self.job(settings, vec![of(&copy, line, held)]);
             }
             return;
         }
@@ -127,7 +129,7 @@ impl<'a> Cutter<'a> {
         }
         self.small_settings = settings;
         self.small_bytes += held.len();
-        self.small.push(of(&copy, line, held, true));
+        self.small.push(of(&copy, line, held));
     }
 
     /// No more rows follow.
@@ -150,16 +152,21 @@ impl<'a> Cutter<'a> {
     }
 
     /// Behind the first row that ends at or after the chunk's size.
-    fn end_of_chunk(&self, held: &[u8]) -> Option<usize> {
+    fn end_of_chunk(&mut self, held: &[u8]) -> Option<usize> {
         if held.len() <= self.chunk {
             return None;
         }
-        let mut from = self.chunk;
+        let mut from = self.searched.max(self.chunk);
         loop {
-            let at = from + memchr::memchr(b'\n', &held[from..])?;
+            let Some(found) = memchr::memchr(b'\n', &held[from..]) else {
+                self.searched = held.len();
+                return None;
+            };
+            let at = from + found;
             // A backslash before a line feed makes it part of a value.
             let backslashes = held[..at].iter().rev().take_while(|byte| **byte == b'\\').count();
             if backslashes % 2 == 0 {
+                self.searched = 0;
                 return Some(at + 1);
             }
             from = at + 1;
@@ -167,8 +174,8 @@ impl<'a> Cutter<'a> {
     }
 }
 
-fn of(copy: &Copy, line: u64, data: Vec<u8>, whole: bool) -> Rows {
-    Rows { text: copy.text.clone(), table: copy.table.clone(), line, data: data.into(), whole }
+fn of(copy: &Copy, line: u64, data: Vec<u8>) -> Rows {
+    Rows { text: copy.text.clone(), table: copy.table.clone(), line, data: data.into() }
 }
 
 #[cfg(test)]
@@ -177,8 +184,8 @@ mod tests {
     use super::super::split::{Event, Splitter};
     use super::*;
 
-    /// A table, its first line, if it is whole, its rows.
-    type Seen = (String, u64, bool, String);
+    /// A table, its first line, its rows.
+    type Seen = (String, u64, String);
 
     /// Jobs as number, tables and rows, however the dump is read.
     fn jobs(dump: &[u8], piece: usize, chunk: u64) -> Vec<(u64, Vec<Seen>)> {
@@ -196,8 +203,7 @@ mod tests {
             cutter.rows(splitter.rows(), false);
         }
         cutter.end();
-        let rows =
-            |rows: Rows| (rows.table.1, rows.line, rows.whole, String::from_utf8(rows.data.to_vec()).unwrap());
+        let rows = |rows: Rows| (rows.table.1, rows.line, String::from_utf8(rows.data.to_vec()).unwrap());
         cutter.ready.into_iter().map(|job| (job.number, job.rows.into_iter().map(rows).collect())).collect()
     }
 
@@ -205,12 +211,12 @@ mod tests {
     fn a_dump_is_cut_the_same_way_however_it_is_read() {
         let dump = b"SET x = 1;\nCOPY a (b) FROM stdin;\n1\n\\.\nCOPY e (b) FROM stdin;\n\\.\n\
             COPY big (b) FROM stdin;\n1234567\n2\\\\\n3\\\nx\n4\n\\N\n\\.\nCOPY c (b) FROM stdin;\n5\n\\.\n";
-        let row = |table: &str, line, whole, text: &str| (table.to_owned(), line, whole, text.to_owned());
+        let row = |table: &str, line, text: &str| (table.to_owned(), line, text.to_owned());
         let wanted = vec![
-            (0, vec![row("a", 3, true, "1\n"), row("e", 6, true, "")]),
-            (1, vec![row("big", 8, false, "1234567\n2\\\\\n")]),
-            (2, vec![row("big", 10, false, "3\\\nx\n4\n\\N\n")]),
-            (3, vec![row("c", 16, true, "5\n")]),
+            (0, vec![row("a", 3, "1\n"), row("e", 6, "")]),
+            (1, vec![row("big", 8, "1234567\n2\\\\\n")]),
+            (2, vec![row("big", 10, "3\\\nx\n4\n\\N\n")]),
+            (3, vec![row("c", 16, "5\n")]),
         ];
         for piece in [1, 2, 3, 7, 1000] {
             assert_eq!(jobs(dump, piece, 8), wanted, "read {piece} bytes at a time");

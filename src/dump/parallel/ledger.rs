@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::Journal;
 use crate::dump::survey::Rules;
 use crate::failure::Failure;
+use crate::kill;
 use crate::service::postgres::{Session, literal};
 
 /// Where the ledger is.
@@ -117,7 +118,8 @@ pub async fn transaction(session: &Session) -> Result<String, Failure> {
 
 async fn first(session: &Session, sql: &str) -> Result<String, Failure> {
     let attempted = "write the restore's ledger";
-    let answers = session.simple_query(sql).await.map_err(|error| session.failure(attempted, &error))?;
+    let answers = kill::around("ledger", session.simple_query(sql)).await;
+    let answers = answers.map_err(|error| session.failure(attempted, &error))?;
     answers
         .iter()
         .find_map(|answer| match answer {

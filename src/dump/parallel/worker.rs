@@ -15,8 +15,10 @@ use super::split::Settings;
 use super::{Shared, connect};
 use crate::dump::binary::{HEADER, Kind, TRAILER, turn};
 use crate::dump::manifest::table_name;
-use crate::dump::outline::{copy_columns, copy_without_end};
+use crate::dump::outline::copy_without_end;
+use crate::dump::statement::copy_columns;
 use crate::failure::Failure;
+use crate::kill;
 use crate::service::postgres::{Session, ident};
 
 /// How much is sent at once.
@@ -24,9 +26,6 @@ const PIECE: usize = 256 << 10;
 
 /// Fewer bytes of rows are not worth a look at their types.
 const WORTH_TURNING: usize = 64 << 10;
-
-/// Fewer bytes of rows are not worth a new file.
-const WORTH_FREEZING: usize = 1 << 20;
 
 /// Takes jobs until there are no more.
 pub async fn work(shared: Arc<Shared>, jobs: Arc<Mutex<mpsc::Receiver<Job>>>) -> Result<(), Failure> {
@@ -44,18 +43,9 @@ pub async fn work(shared: Arc<Shared>, jobs: Arc<Mutex<mpsc::Receiver<Job>>>) ->
 struct Worker {
     session: Session,
     applied: Option<Settings>,
-    /// The last COPY's table.
-    seen: Option<(Arc<str>, Target)>,
+    /// The last COPY's types.
+    seen: Option<(Arc<str>, Option<Arc<[Kind]>>)>,
     shared: Arc<Shared>,
-}
-
-/// How a table may be filled.
-#[derive(Clone, Debug, Default)]
-struct Target {
-    /// The columns' types, if all can be turned.
-    kinds: Option<Arc<[Kind]>>,
-    /// Whether it is an ordinary table.
-    ordinary: bool,
 }
 
 /// Why rows were not taken in.
@@ -101,9 +91,9 @@ impl Worker {
         let (mut loaded, mut bytes) = (0, 0);
         for (at, rows) in job.rows.iter().enumerate() {
             bytes += rows.data.len();
-            let target = self.target(rows).await.map_err(failed)?;
-            let kinds = target.kinds.filter(|_| !as_text.contains(&at));
-            loaded += self.copy(rows, kinds.as_deref(), target.ordinary).await.map_err(|why| (at, why))?;
+            let kinds = self.kinds(rows).await.map_err(failed)?;
+            let kinds = kinds.filter(|_| !as_text.contains(&at));
+            loaded += self.copy(rows, kinds.as_deref()).await.map_err(|why| (at, why))?;
         }
         write(&self.session, &*self.shared.journal, CHUNK, job.number, json!({ "bytes": bytes }))
             .await
@@ -112,28 +102,16 @@ impl Worker {
         Ok(loaded)
     }
 
-    async fn copy(&self, rows: &Rows, kinds: Option<&[Kind]>, ordinary: bool) -> Result<u64, Refused> {
-        let Rows { text, table, line, data, whole } = rows;
+    async fn copy(&self, rows: &Rows, kinds: Option<&[Kind]>) -> Result<u64, Refused> {
+        let Rows { text, table, line, data } = rows;
         let failed = |error: tokio_postgres::Error| {
             let name = table_name(table.0.as_deref().unwrap_or("public"), &table.1);
             let at = row_of(&error)
                 .map_or_else(|| format!("from line {line} on"), |row| format!("line {}", line + row - 1));
             self.session.failure(format_args!("{at}: rows of {name}"), &error)
         };
-        // Emptied in the same transaction, a table's rows need no second look later on.
-        let freeze = ordinary && *whole && data.len() >= WORTH_FREEZING;
-        if freeze {
-            let name = match table {
-                (Some(schema), table) => format!("{}.{}", ident(schema), ident(table)),
-                (None, table) => ident(table),
-            };
-            let sql = format!("TRUNCATE ONLY {name}");
-            self.session.batch(format!("make {} ready", table.1), &sql).await?;
-        }
-        let sql = match (copy_without_end(text.as_bytes()), kinds, freeze) {
-            (Some(begin), Some(_), true) => format!("{begin} FROM STDIN WITH (FORMAT binary, FREEZE)"),
-            (Some(begin), Some(_), false) => format!("{begin} FROM STDIN WITH (FORMAT binary)"),
-            (Some(begin), None, true) => format!("{begin} FROM STDIN WITH (FREEZE)"),
+        let sql = match (copy_without_end(text.as_bytes()), kinds) {
+            (Some(begin), Some(_)) => format!("{begin} FROM STDIN WITH (FORMAT binary)"),
             _ => text.to_string(),
         };
         let sink = self.session.copy_in::<_, Bytes>(&*sql).await.map_err(failed)?;
@@ -162,36 +140,34 @@ impl Worker {
                 break;
             }
         }
-        Ok(sink.finish().await.map_err(failed)?)
+        Ok(kill::around("copy", sink.finish()).await.map_err(failed)?)
     }
 
-    /// How the rows' table may be filled.
-    async fn target(&mut self, rows: &Rows) -> Result<Target, Failure> {
+    /// The types of the rows' columns, if all can be turned.
+    async fn kinds(&mut self, rows: &Rows) -> Result<Option<Arc<[Kind]>>, Failure> {
         if rows.data.len() < WORTH_TURNING {
-            return Ok(Target::default());
+            return Ok(None);
         }
-        if let Some((_, target)) = self.seen.as_ref().filter(|(text, _)| *text == rows.text) {
-            return Ok(target.clone());
+        if let Some((_, kinds)) = self.seen.as_ref().filter(|(text, _)| *text == rows.text) {
+            return Ok(kinds.clone());
         }
         let name = match &rows.table {
             (Some(schema), table) => format!("{}.{}", ident(schema), ident(table)),
             (None, table) => ident(table),
         };
-        let sql = "SELECT a.attname::text, a.atttypid, t.typtype = 'e', c.relkind = 'r' \
+        let sql = "SELECT a.attname::text, a.atttypid, t.typtype = 'e' \
                      FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid \
                      JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
                     WHERE c.oid = pg_catalog.to_regclass($1::text) AND a.attnum > 0";
         let found = self.session.rows("look at a table's types", sql, &[&name]).await?;
-        let columns = copy_columns(&rows.text).unwrap_or_default();
+        let columns = copy_columns(rows.text.as_bytes()).unwrap_or_default();
         let kind = |column: &String| {
             let row = found.iter().find(|row| row.get::<_, &str>(0) == column)?;
             Kind::of(row.get(1), row.get(2))
         };
         let kinds = columns.iter().map(kind).collect::<Option<Arc<[Kind]>>>().filter(|kinds| !kinds.is_empty());
-        let ordinary = found.first().is_some_and(|row| row.get(3));
-        let target = Target { kinds, ordinary };
-        self.seen = Some((rows.text.clone(), target.clone()));
-        Ok(target)
+        self.seen = Some((rows.text.clone(), kinds.clone()));
+        Ok(kinds)
     }
 }
 

@@ -233,7 +233,9 @@ impl Server {
         );
         let mut setup = format!(
             "SET search_path = ''; SET TimeZone = 'UTC'; SET lock_timeout = {}; \
-             SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0",
+             SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
+             SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
+              WHERE name = 'idle_session_timeout'",
             LOCK_TIMEOUT.as_millis()
         );
         if self.read_only {

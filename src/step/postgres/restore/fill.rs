@@ -45,7 +45,7 @@ impl Restore {
             None => None,
         };
         if done.is_none() {
-            drop_working(session, &name).await?;
+            drop_working(server, session, &name).await?;
             cx.note(note.clone()).await?;
             self.create(session, &name, proof, cx).await?;
         }
@@ -64,8 +64,9 @@ impl Restore {
             Ok(loaded) => return Ok(loaded),
             Err(failure) => failure,
         };
-        // What is loaded stays for the next attempt.
-        if side_by_side.is_some() && failure.transient {
+        // What is loaded stays for the next attempt; not on a disk that is full, which others need as well.
+        let full = failure.message.contains("53100");
+        if side_by_side.is_some() && failure.transient && !full {
             let session = server.detached().connect(None).await;
             if let Ok(session) = session {
                 end_leftovers(&session, cx).await.ok();
@@ -77,7 +78,7 @@ impl Restore {
         let tidy = async {
             let session = server.detached().connect(None).await?;
             end_leftovers(&session, cx).await?;
-            drop_working(&session, &name).await
+            drop_working(server, &session, &name).await
         };
         if let Err(left) = tidy.await {
             cx.log(&format!("{name} is left behind: {left}\n"));
@@ -270,11 +271,22 @@ impl Restore {
     }
 }
 
-pub(super) async fn drop_working(session: &Session, name: &str) -> Result<(), Failure> {
-    session
-        .batch(
-            format!("drop the half-filled database {name}"),
-            &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(name)),
-        )
-        .await
+pub(super) async fn drop_working(server: &Server, session: &Session, name: &str) -> Result<(), Failure> {
+    let attempted = format!("drop the half-filled database {name}");
+    let sql = "SELECT s.subname::text FROM pg_catalog.pg_subscription s \
+               JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE d.datname = $1";
+    let subscriptions = session.rows(&attempted, sql, &[&name]).await?;
+    if !subscriptions.is_empty() {
+        // They would keep it from being dropped. Without its slot's name a subscription goes alone: the slot of that
+        // name belongs to the database that was dumped.
+        let inside = server.connect(Some(name)).await?;
+        for row in &subscriptions {
+            let subscription = ident(row.get(0));
+            for sql in ["DISABLE", "SET (slot_name = NONE)"] {
+                inside.batch(&attempted, &format!("ALTER SUBSCRIPTION {subscription} {sql}")).await?;
+            }
+            inside.batch(&attempted, &format!("DROP SUBSCRIPTION {subscription}")).await?;
+        }
+    }
+    session.batch(attempted, &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(name))).await
 }

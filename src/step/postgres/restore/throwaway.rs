@@ -45,7 +45,11 @@ impl Restore {
     }
 
     /// Drops the database, if it is there.
-    pub(in crate::step::postgres) async fn drop_throwaway(&self, session: &Session) -> Result<(), Failure> {
-        drop_working(session, &self.database).await
+    pub(in crate::step::postgres) async fn drop_throwaway(
+        &self,
+        server: &Server,
+        session: &Session,
+    ) -> Result<(), Failure> {
+        drop_working(server, session, &self.database).await
     }
 }
