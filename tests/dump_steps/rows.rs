@@ -2,7 +2,8 @@
 
 use std::process::Command;
 
-use lifeboat::step::world::World;
+use lifeboat::step::effect::Resource;
+use lifeboat::step::world::{Fact, World};
 use lifeboat::step::{Action, Certainty};
 use serde_json::{Value, json};
 
@@ -43,6 +44,14 @@ async fn every_row_is_compared_in_every_format() {
         place.harness.run(VERIFY, params(&database, path)).await.unwrap();
         let whole = json!({ "target": "store", "path": path });
         place.harness.run("storage.verify", whole).await.unwrap();
+    }
+    // A backup that a step before makes isn't there to be looked at yet.
+    let mut world = World::default();
+    let object = Resource::object("store", "to-come.sql.zst");
+    world.foretell(object, Fact::Present { rows: None }, &"backup".into());
+    for step in [VERIFY, "postgres.verify_counts"] {
+        let preview = place.harness.preview(step, params(&database, "to-come.sql.zst"), &world).await;
+        assert_ne!(preview.action, Action::Blocked, "{step}: {preview:?}");
     }
     let preview = place.harness.preview(VERIFY, params(&database, "b.dump"), &World::default()).await;
     assert_eq!((preview.action, preview.certainty), (Action::Read, Certainty::Observed), "{preview:?}");
@@ -122,6 +131,14 @@ async fn a_backup_is_restored_before_it_counts_as_one() {
         place.harness.run("postgres.backup", backup(path)).await.unwrap();
         place.harness.run(VERIFY, params(&database, path)).await.unwrap();
     }
+    assert_eq!(throwaways(&place).await, "0");
+    // A subscription comes with the dump, and would keep its database from being dropped.
+    let subscribe = "CREATE SUBSCRIPTION orders CONNECTION 'host=127.0.0.1 port=1 dbname=x' PUBLICATION p WITH (connect = false)";
+    sql(&database, subscribe).await;
+    let subscribed = place.harness.run("postgres.backup", backup("s.sql.zst")).await;
+    sql(&database, "ALTER SUBSCRIPTION orders SET (slot_name = NONE)").await;
+    sql(&database, "DROP SUBSCRIPTION orders").await;
+    subscribed.unwrap();
     assert_eq!(throwaways(&place).await, "0");
     let before = place.files();
     // A perfect dump that no server takes: its check reads a table that is filled after it.

@@ -251,9 +251,12 @@ impl Step for Backup {
         }
         let bytes = upload.publish().await?;
         let proven = async {
-            let read = self.read_back(&server, &storage, &taken.sha256, &rows, snapshot.server_major, cx).await?;
+            let to = &self.to.storage;
+            let read = self.read_back(&server, &storage, &taken.sha256, &rows, snapshot.server_major, cx).await;
+            let read = read.map_err(|failure| failure.context(format!("read the backup back from {to}")))?;
             if self.verify == Proving::Restore {
-                self.restore(&server, &storage, &read, &snapshot.encoding, version, cx).await?;
+                let restored = self.restore(&server, &storage, &read, &snapshot.encoding, version, cx).await;
+                restored.map_err(|failure| failure.context(format!("restore the backup in {to} to prove it")))?;
             }
             Ok::<_, Failure>(read)
         };
@@ -264,7 +267,7 @@ impl Step for Backup {
                     // Not yet a backup for anybody: it has no manifest.
                     storage.delete(&self.to.path).await?;
                 }
-                return Err(failure.context(format!("read the backup back from {}", self.to.storage)));
+                return Err(failure);
             }
         };
         let globals = if self.globals {

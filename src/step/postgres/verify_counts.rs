@@ -53,6 +53,11 @@ pub(super) struct Against {
 }
 
 impl Against {
+    /// Whether it can't be read yet: a step before makes it, or says which it is.
+    pub fn is_to_come(&self, cx: &PreviewCx<'_>) -> bool {
+        cx.is_unknown("/against") || cx.world.touching(&Resource::object(&self.storage, &self.path)).is_some()
+    }
+
     /// Its manifest.
     pub async fn manifest(&self, services: &Services) -> Result<Manifest, Failure> {
         let storage = services.storage(&self.storage)?;
@@ -200,10 +205,7 @@ impl Step for VerifyCounts {
         if cx.is_unknown("/tables") {
             return later;
         }
-        // One that a step before makes is not there to be read yet.
-        let made_before =
-            |backup: &Against| cx.world.touching(&Resource::object(&backup.storage, &backup.path)).is_some();
-        let backup_known = !cx.is_unknown("/against") && !self.against.as_ref().is_some_and(made_before);
+        let backup_known = !self.against.as_ref().is_some_and(|backup| backup.is_to_come(cx));
         let manifest = match cx.services {
             Some(services) if backup_known => match self.manifest(services).await {
                 Ok(manifest) => manifest,

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::json;
 
 use super::verify_counts::Against;
 use super::{ReadAt, check_database_name, counted, database_resource, server};
 use crate::dump::count::tables;
 use crate::dump::manifest::Manifest;
-use crate::dump::rows::{FORMS, canonical, difference, sum_of};
+use crate::dump::rows::{FORMS, canonical, compare};
 use crate::failure::Failure;
 use crate::record::event::{Progress, ProgressUnit};
 use crate::service::postgres::{Session, qualified};
@@ -91,7 +91,7 @@ impl Step for VerifyRows {
         };
         let summary = format!("compare {what} of {} with the backup", self.database);
         let later = Preview::from_effects(&self.effects(), summary);
-        if cx.is_unknown("/tables") || cx.is_unknown("/except") || cx.is_unknown("/against") {
+        if cx.is_unknown("/tables") || cx.is_unknown("/except") || self.against.is_to_come(cx) {
             return later;
         }
         let Some(services) = cx.services else { return later };
@@ -203,24 +203,12 @@ impl VerifyRows {
             wrong.extend(more.map(|table| format!("{table} is not in the backup")));
         }
         let total = Some(wanted.values().sum());
-        let (mut done, mut counts) = (0, Map::new());
-        for (table, rows) in &wanted {
-            cx.progress(Progress { done, total, unit: ProgressUnit::Rows, message: Some(table.clone()) });
-            done += rows;
-            match (there.get(table), manifest.hashes.get(table)) {
-                (None, _) => wrong.push(format!("there is no table {table}")),
-                // The rows are the extension's business.
-                (Some(table), _) if table.of_extension => {}
-                (Some(_), None) => wrong.push(format!("the backup doesn't say what the rows of {table} come to")),
-                (Some(_), Some(hash)) => {
-                    let found = sum_of(session, table, &hash.columns, &manifest.encoding)
-                        .await
-                        .map_err(|failure| failure.context(attempted))?;
-                    wrong.extend(difference(table, *rows, hash, &found));
-                    counts.insert(table.clone(), found.rows().into());
-                }
-            }
-        }
+        let watch = |table: &str, done: u64| {
+            cx.progress(Progress { done, total, unit: ProgressUnit::Rows, message: Some(table.to_owned()) });
+        };
+        let compared = compare(session, &wanted, &manifest.hashes, &manifest.encoding, watch).await;
+        let compared = compared.map_err(|failure| failure.context(attempted))?;
+        wrong.extend(compared.wrong);
         if !wrong.is_empty() {
             let more = wrong.len().saturating_sub(NAMED);
             wrong.truncate(NAMED);
@@ -235,6 +223,6 @@ impl VerifyRows {
             counted(wanted.len() as u64, "table"),
             counted(rows, "row")
         );
-        Ok(Done::new(summary).output("rows", rows).output("tables", Value::Object(counts)))
+        Ok(Done::new(summary).output("rows", rows).output("tables", json!(compared.counts)))
     }
 }

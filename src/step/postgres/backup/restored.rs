@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::Backup;
 use crate::dump::proof::Proof;
-use crate::dump::rows::{FORMS, difference, sum_of};
+use crate::dump::rows::{FORMS, compare};
 use crate::failure::Failure;
 use crate::record::event::{Progress, ProgressUnit};
 use crate::service::postgres::Server;
@@ -39,32 +39,32 @@ impl Backup {
         cx: &RunCx,
     ) -> Result<(), Failure> {
         let restore = Restore::throwaway(&self.target, &self.to, cx);
-        restore.drop_throwaway(&server.connect(None).await?).await?;
+        restore.drop_throwaway(server, &server.connect(None).await?).await?;
         let compared = async {
             restore.make_throwaway(server, storage, proof, version, cx).await?;
             let session = server.connect(Some(restore.name())).await?;
             session.batch("compare the restored rows", &format!("BEGIN READ ONLY; {FORMS}")).await?;
-            let total = Some(proof.survey.rows.values().sum());
-            let mut done = 0;
-            for (table, rows) in &proof.survey.rows {
+            let survey = &proof.survey;
+            let total = Some(survey.rows.values().sum());
+            let watch = |table: &str, done: u64| {
                 let message = Some(format!("comparing {table}"));
                 cx.progress(Progress { done, total, unit: ProgressUnit::Rows, message });
-                done += rows;
-                let Some(hash) = proof.survey.hashes.get(table) else { continue };
-                let found = sum_of(&session, table, &hash.columns, encoding).await?;
-                if let Some(differs) = difference(table, *rows, hash, &found) {
-                    return Err(Failure::permanent(format!("restored, it is not what was backed up: {differs}"))
-                        .help("it is no backup and was not kept; something changes rows while they are loaded"));
+            };
+            let compared = compare(&session, &survey.rows, &survey.hashes, encoding, watch).await?;
+            match compared.wrong.as_slice() {
+                [] => Ok(()),
+                wrong => {
+                    Err(Failure::permanent(format!("restored, it is not what was backed up: {}", wrong.join("; ")))
+                        .help("it is no backup and was not kept; something changes rows while they are loaded"))
                 }
             }
-            Ok(())
         };
         let compared = compared.await;
         // Also when this step was cancelled: what is left here is a whole database.
         let tidy = async {
             let session = server.detached().connect(None).await?;
             end_leftovers(&session, cx).await?;
-            restore.drop_throwaway(&session).await
+            restore.drop_throwaway(server, &session).await
         };
         match (compared, tidy.await) {
             (Ok(()), tidy) => tidy,
@@ -78,6 +78,6 @@ impl Backup {
 
     /// Drops what a killed attempt left of that.
     pub(super) async fn clear_restored(&self, server: &Server, cx: &RunCx) -> Result<(), Failure> {
-        Restore::throwaway(&self.target, &self.to, cx).drop_throwaway(&server.connect(None).await?).await
+        Restore::throwaway(&self.target, &self.to, cx).drop_throwaway(server, &server.connect(None).await?).await
     }
 }
