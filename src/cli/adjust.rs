@@ -31,7 +31,7 @@ pub struct Args {
     /// The wait before the second attempt; further ones grow from it as the plan says
     #[arg(long, value_name = "DURATION", group = "limits")]
     delay: Option<Duration>,
-    /// Why: kept with the run for good, and who said it
+    /// Why: kept with the run for good as it is (no place for a secret), and who said it
     #[arg(long, value_name = "TEXT")]
     because: String,
     /// How to print what came of it

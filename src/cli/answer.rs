@@ -72,6 +72,10 @@ pub fn answer(args: &Args, approved: bool, common: &Common, out: &Out) -> Result
             let word = if approved { "yes" } else { "no" };
             let mut text = format!("{} {word} to {} of run {}\n", out.paint.good("✓"), args.step, folder.id);
             let flags = run_folder::flags(&store);
+            let (on, why) = match folder.state()?.undo {
+                Some(_) => ("undo", "go on taking it back"),
+                None => ("resume", "go on with the run"),
+            };
             let then = match (delivered, verdict) {
                 (Delivered::Sent(holder), _) => {
                     let holder = holder
@@ -81,8 +85,8 @@ pub fn answer(args: &Args, approved: bool, common: &Common, out: &Out) -> Result
                 (_, Verdict::Open) => "  kept; more people must agree before the run goes on\n".to_owned(),
                 _ => next::render(
                     &[next::Action {
-                        command: format!("lifeboat resume {} {flags}", folder.id).trim_end().to_owned(),
-                        why: "go on with the run".to_owned(),
+                        command: format!("lifeboat {on} {} {flags}", folder.id).trim_end().to_owned(),
+                        why: why.to_owned(),
                     }],
                     out.paint,
                 ),

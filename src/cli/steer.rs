@@ -51,6 +51,10 @@ pub fn steering(args: &Orders) -> Result<Option<Steering>, Error> {
     let first = orders.first().map(|(_, order)| order.flag()).or(args.plan.as_ref().map(|_| "--plan"));
     let because = args.because.as_deref().map(str::trim).filter(|because| !because.is_empty());
     match (first, because) {
+        (None, None) if args.confirm.is_some() => {
+            Err(Error::usage("`--confirm` goes with what is ordered, and nothing is")
+                .help("leave it out: what was confirmed for the run stays confirmed"))
+        }
         (None, None) => Ok(None),
         (None, Some(_)) => Err(Error::usage("`--because` gives a reason, and nothing is ordered")
             .help("name a step with `--skip`, `--mark-done`, `--rerun` or `--plan`, or leave it out")),

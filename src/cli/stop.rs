@@ -1,5 +1,6 @@
 //! `lifeboat pause` and `lifeboat cancel`: stop a run from another terminal.
 
+use std::fmt::Write as _;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use super::{Common, run_folder, status};
 use crate::record::event::{Actor, RunStatus};
 use crate::record::inbox::Message;
 use crate::record::lock::Holder;
+use crate::record::state::RunState;
 use crate::record::store::{RunFolder, Store, StoreError};
 use crate::report::next::{self, Action};
 
@@ -29,7 +31,7 @@ pub struct PauseArgs {
 ///
 /// From another terminal. Running steps are cancelled for real, then `finally` runs; `lifeboat resume` can still go on,
 /// and `lifeboat undo` takes back. A run that waits for a person, or whose process died, is called off at once: what it
-/// would have changed is then free for others.
+/// would have changed is then free for others, and `finally` runs when it is resumed.
 #[derive(Debug, clap::Args)]
 pub struct CancelArgs {
     #[command(flatten)]
@@ -41,7 +43,7 @@ pub struct CancelArgs {
 pub struct Args {
     /// The run: its id or the beginning of it
     run: String,
-    /// Words that are kept with it
+    /// Words that are kept with it, as they are: no place for a secret
     #[arg(long, value_name = "TEXT")]
     because: Option<String>,
     /// Wait until the run has stopped, and end as it does
@@ -109,7 +111,8 @@ fn conclude(
         Came::Sent(_) => is_taken(folder)?,
         _ => true,
     };
-    let status = folder.state()?.status;
+    let state = folder.state()?;
+    let status = state.status;
     match args.format {
         Format::Json => {
             let delivered = match came {
@@ -122,16 +125,16 @@ fn conclude(
                 "run": folder.id.as_str(), "command": what, "delivered": delivered, "status": status,
             }))?;
         }
-        Format::Human => out.print(&told(what, came, taken, status, store, folder, out))?,
+        Format::Human => out.print(&told(what, came, taken, &state, store, folder, out))?,
     }
-    Ok(if args.wait && matches!(came, Came::Sent(_)) { status::of(status) } else { Exit::Done })
+    Ok(if args.wait { status::of(status) } else { Exit::Done })
 }
 
 fn told(
     what: &str,
     came: &Came,
     taken: bool,
-    status: RunStatus,
+    state: &RunState,
     store: &Store,
     folder: &RunFolder,
     out: &Out,
@@ -147,6 +150,7 @@ fn told(
             let holder = holder
                 .as_ref()
                 .map_or_else(|| "the process that works on it".to_owned(), |holder| holder.by.describe());
+            let status = state.status;
             let stopped = status != RunStatus::Running;
             let first = if stopped {
                 format!("{} run {id} is {}\n", out.paint.good("✓"), status.as_str())
@@ -166,7 +170,21 @@ fn told(
             )
         }
         Came::CalledOff => {
-            let first = format!("{} run {id} is called off; no process works on it\n", out.paint.good("✓"));
+            let mut first = format!("{} run {id} is called off; no process works on it\n", out.paint.good("✓"));
+            let finally: Vec<_> = state
+                .steps
+                .iter()
+                .filter(|step| step.header.finally && step.attempt == 0)
+                .map(|step| step.header.id.as_str())
+                .collect();
+            if !finally.is_empty() {
+                let _ = writeln!(
+                    first,
+                    "  {} `finally` has not run ({}): `lifeboat resume {id}` goes on, and runs it in the end",
+                    out.paint.warn("!"),
+                    finally.join(", ")
+                );
+            }
             (first, vec![command("status", "what it left, and what to do next")])
         }
         Came::Still(status) => {

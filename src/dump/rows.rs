@@ -139,7 +139,7 @@ pub async fn compare(
             // Of an extension's table a dump has a part of the rows; the others are the extension's business.
             (Some(table), _) if table.of_extension => {}
             (Some(_), None) => {
-                compared.wrong.push(format!("the backup doesn't say what the rows of {table} come to"))
+                compared.wrong.push(format!("the backup doesn't say what the rows of {table} come to"));
             }
             (Some(_), Some(hash)) => {
                 let found = sum_of(session, table, &hash.columns, encoding).await?;

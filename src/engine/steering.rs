@@ -210,7 +210,17 @@ impl Orders<'_> {
                     Ok(said.clone())
                 }
                 Some(Earlier::Over(said)) => Ok(said.clone().unwrap_or_default()),
-                None => self.ask(at, rendered).await.map(|answer| became(&answer)),
+                None => match self.ask(at, rendered).await {
+                    // What needs it would run beside it.
+                    Ok(answer @ AfterKill::StillGoing { .. }) if !self.desk.services.is_read_only() => {
+                        return Err(EngineError::Refused {
+                            step: self.plan.steps[at].id.clone(),
+                            why: self.redacted(&became(&answer)),
+                            help: "wait until it is through, or end it".to_owned(),
+                        });
+                    }
+                    answer => answer.map(|answer| became(&answer)),
+                },
             };
             Some(match answer {
                 Ok(said) => format!("it may have happened: {said}"),
@@ -349,7 +359,7 @@ impl Orders<'_> {
     /// The step as it stood before an edited plan took over.
     fn stood(&self, at: usize) -> &StepState {
         let now = &self.state.steps[at];
-        self.before.step(&now.header.id).unwrap_or(now)
+        self.before.step_ever(&now.header.id).unwrap_or(now)
     }
 
     /// What attempts under an older definition came to, where the definition changed.

@@ -9,13 +9,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::EngineError;
 use crate::failure::Failure;
+use crate::record::event::EffectRecord;
 use crate::record::state::RunState;
 use crate::service::Services;
 use crate::service::identity::{self, Identity};
 use crate::step::effect::{Access, Effect, Role};
 
 /// What to do when another one is there.
-pub(super) const WAY_OUT: &str = "give the target the address of the one that the run began on (`--env`), and `lifeboat resume` again; if what is \
+pub(super) const WAY_OUT: &str = "give the target the address of the one that the run began on (`--env`), and go on; if what is \
      there now is meant, begin a new run: what this one knows is of the other";
 
 type Seen = BTreeMap<String, Identity>;
@@ -95,12 +96,20 @@ impl Known {
     }
 }
 
-/// Whether what the run touched is still what is there. What can't be asked now fails its steps, in its own words.
+/// Whether what the run touched is still what is there, of what it is going to touch. What can't be asked now fails its
+/// steps, in its own words; what only steps have touched that are done is theirs no more.
 ///
 /// # Errors
 /// With each that is another one.
-pub(super) async fn unchanged(services: &Services, state: &RunState) -> Result<(), EngineError> {
-    let seen = noted(state);
+pub(super) async fn unchanged<'a>(
+    services: &Services,
+    state: &RunState,
+    ahead: impl Iterator<Item = &'a EffectRecord>,
+) -> Result<(), EngineError> {
+    let ahead: BTreeSet<String> = ahead.flat_map(|effect| identity::names(&effect.resource)).collect();
+    let mut seen = noted(state);
+    // A database named only in the run is one of its server's.
+    seen.retain(|name, _| ahead.contains(name) || ahead.iter().any(|other| name.starts_with(&format!("{other}/"))));
     let found = services.identities(&seen.keys().cloned().collect()).await;
     let differ = differences(&seen, &found, |name| state.seen.get(name).map(|seen| seen.step.as_str()));
     if differ.is_empty() { Ok(()) } else { Err(EngineError::OtherTarget(differ)) }

@@ -93,9 +93,11 @@ pub async fn foresee(
         return Err(StoreError::Locked { run: folder.id.clone(), holder: holder.map(Box::new) }.into());
     }
     let state = folder.state()?;
+    let options = &masked_options(plan, options.clone());
     let prepared = prepare(cx, plan, folder, &state, options, &cx.services.read_only()).await?;
     let going_on = prepared.resolved.into_iter().flatten().map(|resolved| resolved.decision).collect();
-    Ok(Foreseen { decisions: prepared.decisions, going_on, preview: prepared.preview })
+    let decisions = prepared.decisions.into_iter().chain(state.left_behind()).collect();
+    Ok(Foreseen { decisions, going_on, preview: prepared.preview })
 }
 
 /// Takes a run back, or goes on with that.
@@ -109,6 +111,7 @@ pub async fn undo(
     options: UndoOptions,
     mut console: Console,
 ) -> Result<Ended, EngineError> {
+    let options = masked_options(plan, options);
     let (mut run, contents, mut state) = folder.open(cx.now())?;
     let prepared = async {
         let prepared = prepare(cx, plan, folder, &state, &options, &cx.services).await?;
@@ -145,6 +148,12 @@ pub async fn undo(
     dispatcher::drive(cx, &prepared.whole, run, state, guards, options, console).await
 }
 
+/// An operator's words, with secrets masked: they are kept.
+fn masked_options(plan: &Plan, options: UndoOptions) -> UndoOptions {
+    let redact = |because: String| plan.environment.redactor.redact(&because).into_owned();
+    UndoOptions { because: options.because.map(redact), ..options }
+}
+
 /// Looks at what became of each step, and at what taking it back would do.
 async fn prepare(
     cx: &Context,
@@ -155,12 +164,19 @@ async fn prepare(
     services: &Services,
 ) -> Result<Prepared, EngineError> {
     same_plan(plan, state)?;
-    super::target::unchanged(services, state).await?;
+    let acted = state.steps.iter().filter(|step| step.acted().is_some() || step.header.undoes.is_some());
+    let ahead = acted.flat_map(|step| {
+        let undo = step.header.undo.iter().flat_map(|undo| &undo.effects);
+        // What is taken back already is touched no more.
+        let own = step.header.effects.iter().filter(|_| step.header.undoes.is_some() && !step.is_done());
+        undo.filter(|_| state.undo.is_none()).chain(own)
+    });
+    super::target::unchanged(services, state, ahead).await?;
     let decisions = match &state.undo {
         Some(undo) => undo.decisions.clone(),
         None => decide(cx, plan, folder, state, options, services).await?,
     };
-    let undoing = steps(plan, &decisions);
+    let undoing = steps(&state.header.run, plan, &decisions);
     let mut whole = Plan::clone(plan);
     whole.steps.extend(undoing);
     let whole = Arc::new(whole);
@@ -239,14 +255,22 @@ async fn decide(
         };
         let left = options.leave.contains(&step.header.id);
         let mut decision = match &step.phase {
+            _ if step.taken_over => {
+                decided(UndoAction::Nothing, "its result is that of an earlier definition".to_owned(), None)
+            }
+            Phase::Finished(Outcome::Succeeded { .. })
+                if step.ordered.as_ref().is_some_and(|ordered| ordered.unverified) =>
+            {
+                decided(UndoAction::Ask, "it was marked done, and nothing could confirm it".to_owned(), None)
+            }
             Phase::Finished(Outcome::Succeeded { summary, .. }) => {
                 let said = summary.clone().unwrap_or_else(|| "it succeeded".to_owned());
                 decided(UndoAction::Undo, said, None)
             }
-            Phase::Finished(Outcome::Skipped { reason }) => {
+            Phase::Finished(Outcome::Skipped { reason }) if step.acted().is_none() => {
                 decided(UndoAction::Nothing, format!("skipped: {reason}"), None)
             }
-            _ if step.attempt == 0 => decided(UndoAction::Nothing, "it did not run".to_owned(), None),
+            _ if step.acted().is_none() => decided(UndoAction::Nothing, "it did not run".to_owned(), None),
             _ if planned.undo.is_none() && !writes => {
                 decided(UndoAction::Nothing, "it changes nothing".to_owned(), None)
             }
@@ -271,6 +295,19 @@ async fn decide(
                 decided(action, desk.redactor.redact(&reason).into_owned(), outcome)
             }
         };
+        // What it did before it was sent back stands, as long as it did nothing anew.
+        let same = |past: &&StepState| {
+            past.header.id == step.header.id && past.header.definition == step.header.definition
+        };
+        if let (UndoAction::Nothing, Some(past)) = (decision.action, state.past.iter().rev().find(same)) {
+            decision = if past.acted() == Some(true) {
+                let outcome = past.outcome().cloned();
+                decided(UndoAction::Undo, "it succeeded before it was sent back".to_owned(), outcome)
+            } else {
+                let reason = "before it was sent back it was cut off, or failed".to_owned();
+                decided(UndoAction::Ask, reason, None)
+            };
+        }
         if left {
             leave(&mut decision, cx, options)?;
         }
@@ -377,7 +414,7 @@ fn known(cx: &Context, whole: &Arc<Plan>, state: &RunState, decisions: &[UndoDec
 }
 
 /// The steps that take back, the last of the plan first: each needs those that take back what came after it.
-fn steps(plan: &Plan, decisions: &[UndoDecision]) -> Vec<PlannedStep> {
+fn steps(run: &str, plan: &Plan, decisions: &[UndoDecision]) -> Vec<PlannedStep> {
     let decisions: BTreeMap<&str, &UndoDecision> =
         decisions.iter().map(|decision| (decision.step.as_str(), decision)).collect();
     let index: BTreeMap<&StepId, usize> = plan.steps.iter().enumerate().map(|(at, step)| (&step.id, at)).collect();
@@ -422,7 +459,7 @@ fn steps(plan: &Plan, decisions: &[UndoDecision]) -> Vec<PlannedStep> {
             when: Vec::new(),
             // One that can't be taken back stops what waits for it, nothing else.
             continue_on_failure: true,
-            confirm: asked.and_then(|decision| question(step, &decision.reason)),
+            confirm: asked.and_then(|decision| question(run, step, &decision.reason)),
             valid_for: None,
             undo: None,
             definition: definition(&step.definition),
@@ -448,11 +485,12 @@ fn definition(of: &str) -> String {
 }
 
 /// What a person is asked before a step is taken back that may not have happened.
-fn question(step: &PlannedStep, reason: &str) -> Option<Templated> {
+fn question(run: &str, step: &PlannedStep, reason: &str) -> Option<Templated> {
     // The words come from outside and are no template.
     let reason = reason.replace("{{", "{ {");
     let text = format!(
-        "step `{}`: {reason}. `approve` takes it back; after `reject`, `lifeboat undo --leave {}` leaves it as it is",
+        "step `{}`: {reason}. `approve` takes it back; after `reject`, `lifeboat undo {run} --leave {} --because '…'` leaves it as \
+         it is",
         step.id, step.id
     );
     Templated::parse(Value::from(text)).ok()

@@ -4,8 +4,10 @@
 //! An archive may come from anybody: only plain files with plain names are taken out of it, and not too much.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +29,10 @@ const FORMAT: u32 = 1;
 const MEMBERS: usize = 20_000;
 const BYTES: u64 = 4 << 30;
 const MANIFEST_BYTES: u64 = 16 << 20;
+/// The journal is read whole.
+const JOURNAL_BYTES: u64 = 256 << 20;
+/// A name too long for the archive's own header.
+const NAME_BYTES: u64 = 16 << 10;
 
 /// What a bundle holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,18 +154,29 @@ pub fn open(path: &Path) -> Result<Bundle, BundleError> {
     let mut archive = tar::Archive::new(io::BufReader::new(file));
     // What isn't tar is not the system's fault.
     let entries = archive.entries().map_err(|error| refused(error.to_string()))?;
-    for entry in entries {
+    // As they are, since the crate takes extensions whole into memory: a stranger's may be of any size.
+    let mut long_name = None;
+    for entry in entries.raw(true) {
         let mut entry = entry.map_err(|error| refused(error.to_string()))?;
-        let name = entry.path().ok().and_then(|name| plain(&name)).ok_or_else(|| {
-            refused(format!(
-                "it holds `{}`, which leads elsewhere",
-                String::from_utf8_lossy(&entry.path_bytes()).escape_debug()
-            ))
+        if entry.header().entry_type() == tar::EntryType::GNULongName && entry.size() <= NAME_BYTES {
+            let mut name = Vec::new();
+            entry.read_to_end(&mut name).map_err(|error| refused(error.to_string()))?;
+            name.retain(|byte| *byte != 0);
+            long_name = Some(name);
+            continue;
+        }
+        let name = long_name.take().unwrap_or_else(|| entry.path_bytes().into_owned());
+        let name = plain(Path::new(OsStr::from_bytes(&name))).ok_or_else(|| {
+            let shown: String = String::from_utf8_lossy(&name).chars().take(200).collect();
+            refused(format!("it holds `{}`, which leads elsewhere", shown.escape_debug()))
         })?;
         if entry.header().entry_type() != tar::EntryType::Regular {
             return Err(refused(format!("`{name}` in it is no plain file")));
         }
         let size = entry.size();
+        if name == JOURNAL && size > JOURNAL_BYTES {
+            return Err(refused(format!("its journal is larger than {}", crate::units::Size(JOURNAL_BYTES))));
+        }
         left = left.checked_sub(size).filter(|_| found.len() < MEMBERS).ok_or_else(|| {
             refused(format!("it holds more than {MEMBERS} files or {}", crate::units::Size(BYTES)))
         })?;

@@ -66,9 +66,13 @@ pub fn prove(folder: &RunFolder, contents: &Contents) -> Result<Proof, StoreErro
         .records
         .first()
         .is_some_and(|record| matches!(&record.event, Event::RunStarted(started) if !started.copies.is_empty()));
+    let top = |name: &str| name.split('/').next().unwrap_or_default().trim_end_matches(".json").to_owned();
+    let vouched_tops: BTreeSet<String> = vouched.keys().map(|name| top(name)).collect();
     for name in kept(folder)? {
+        // An edited plan's copy is kept before its record: a resume that did not come to it leaves the copy.
+        let orphan = name.starts_with("plan.") && !vouched_tops.contains(&top(&name));
         if vouched.contains_key(&name) {
-        } else if old || name.starts_with("logs/") {
+        } else if old || orphan || name.starts_with("logs/") {
             proof.unvouched.push(name);
         } else {
             proof.flaws.push(Flaw::new(name, "it is not of this run: the journal knows nothing of it"));

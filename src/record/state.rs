@@ -47,6 +47,8 @@ pub struct RunState {
     pub records: u64,
     /// Steps of an earlier plan that the present one doesn't have.
     pub gone: Vec<StepState>,
+    /// What steps did before they were sent back to run again, or under a definition of an earlier plan.
+    pub past: Vec<StepState>,
     /// Where the present plan's copy lies below the run's folder, if it isn't the one that the run began with.
     pub plan_copy: Option<String>,
     index: HashMap<String, usize>,
@@ -94,6 +96,7 @@ impl RunState {
             seen: BTreeMap::new(),
             records: 1,
             gone: Vec::new(),
+            past: Vec::new(),
             plan_copy: None,
             index,
             busy: 0,
@@ -132,6 +135,11 @@ impl RunState {
     /// The step of that id.
     pub fn step(&self, id: &str) -> Option<&StepState> {
         self.index.get(id).map(|at| &self.steps[*at])
+    }
+
+    /// The step of that id, also one that only an earlier plan had.
+    pub fn step_ever(&self, id: &str) -> Option<&StepState> {
+        self.step(id).or_else(|| self.gone.iter().find(|step| step.header.id == id))
     }
 
     /// The position of a step in [`RunState::steps`].

@@ -280,6 +280,11 @@ impl RunState {
             self.change_plan(plan)?;
         }
         for order in &steered.orders {
+            if order.order == OrderKind::Rerun
+                && let Some(step) = self.step(&order.step).filter(|step| step.acted().is_some())
+            {
+                self.past.push(step.clone());
+            }
             let ordered = Ordered {
                 order: order.order,
                 by: steered.by.who(),
@@ -309,8 +314,11 @@ impl RunState {
     /// # Errors
     /// What is wrong, for the one who asks.
     pub fn check_adjustment(&self, step: &str) -> Result<(), String> {
-        if self.status == RunStatus::Succeeded {
-            return Err("the run has succeeded: nothing is left to do".to_owned());
+        if let RunStatus::Succeeded | RunStatus::Undone = self.status {
+            return Err(format!("the run is {}: nothing is left to do", self.status.as_str()));
+        }
+        if self.undo.as_ref().is_some_and(|undo| self.position(step).is_some_and(|at| at < undo.from)) {
+            return Err(format!("the run is being taken back, and step `{step}` doesn't run any more"));
         }
         let Some(state) = self.step(step) else { return Err(format!("the run has no step `{step}`")) };
         if state.is_done() && !state.header.finally { Err(format!("step `{step}` is done")) } else { Ok(()) }
@@ -336,6 +344,7 @@ impl RunState {
         }
         let mut earlier: BTreeMap<String, StepState> =
             std::mem::take(&mut self.steps).into_iter().map(|step| (step.header.id.clone(), step)).collect();
+        let mut past = Vec::new();
         self.steps = plan
             .steps
             .iter()
@@ -344,12 +353,13 @@ impl RunState {
                 let back = self.gone.iter().position(|step| step.header.id == header.id);
                 let step = earlier.remove(&header.id).or_else(|| back.map(|at| self.gone.remove(at)));
                 match step {
-                    Some(step) => step.redefined(header.clone()),
+                    Some(step) => step.redefined(header.clone(), &mut past),
                     None => StepState::new(header.clone()),
                 }
             })
             .collect();
         self.gone.extend(earlier.into_values());
+        self.past.append(&mut past);
         self.reindex();
         let header = &mut self.header;
         header.plan_digest.clone_from(&plan.plan_digest);
@@ -367,16 +377,32 @@ impl RunState {
 impl StepState {
     /// With another definition. What attempts of the one before noted would lead the next one
     /// astray; a step that is done keeps its result.
-    fn redefined(mut self, header: StepHeader) -> Self {
+    fn redefined(mut self, header: StepHeader, past: &mut Vec<Self>) -> Self {
         let stays = self.outputs().is_some() || self.is_skipped_by_order();
-        if self.header.definition != header.definition && !stays {
-            self.forget();
-            self.phase = Phase::Pending;
-            (self.started_at, self.finished_at) = (None, None);
-            (self.confirmed, self.unresolved) = (false, false);
+        if self.header.definition != header.definition {
+            if self.acted().is_some() {
+                past.push(self.clone());
+                self.taken_over = stays;
+            }
+            if !stays {
+                self.forget();
+                self.phase = Phase::Pending;
+                (self.started_at, self.finished_at) = (None, None);
+                (self.confirmed, self.unresolved) = (false, false);
+            }
         }
         self.header = header;
         self
+    }
+
+    /// Whether it has touched the world under its present definition, for sure (true) or perhaps; nothing when it can't have.
+    pub fn acted(&self) -> Option<bool> {
+        let begun = self.attempt > 0 && self.attempt >= self.since;
+        match &self.phase {
+            _ if self.taken_over => None,
+            Phase::Finished(Outcome::Succeeded { .. }) => Some(true),
+            _ => begun.then_some(false),
+        }
     }
 
     /// Whether an operator skipped it.
@@ -406,6 +432,8 @@ impl StepState {
             // Nothing ran in this time: it is no duration to learn from.
             self.started_at = None;
         }
+        // What was accepted is the result of the definition before, which stands in the past.
+        self.taken_over |= order.order == OrderKind::Accept;
         match (order.order, &order.outcome) {
             (OrderKind::Skip | OrderKind::MarkDone | OrderKind::Accept, Some(outcome)) => {
                 self.phase = Phase::Finished(outcome.clone());

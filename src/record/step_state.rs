@@ -39,6 +39,8 @@ pub struct StepState {
     pub unresolved: bool,
     /// The first attempt that counts: what came before was sent back to be run anew.
     pub since: u32,
+    /// Its result is that of an earlier definition, whose effects stand in [`super::state::RunState::past`].
+    pub taken_over: bool,
     /// The last order that an operator gave.
     pub ordered: Option<super::steering::Ordered>,
     /// Limits that an operator gave it.
@@ -106,6 +108,7 @@ impl StepState {
             confirmed: false,
             unresolved: false,
             since: 1,
+            taken_over: false,
             ordered: None,
             adjusted: None,
         }
@@ -169,6 +172,7 @@ impl StepState {
             return illegal(format!("step `{}`: attempt {attempt} follows {}", self.header.id, self.attempt));
         }
         self.attempt = attempt;
+        self.taken_over = false;
         self.started_at.get_or_insert(at);
         self.attempt_at = Some(at);
         self.unresolved = false;

@@ -99,6 +99,32 @@ impl RunState {
         }
     }
 
+    /// Whether the present plan defines a step of the past as it was defined then.
+    pub fn defines(&self, past: &StepState) -> bool {
+        self.step(&past.header.id).is_some_and(|step| step.header.definition == past.header.definition)
+    }
+
+    /// What steps did under plans that were edited since: no undo takes that back.
+    pub fn left_behind(&self) -> Vec<UndoDecision> {
+        let past = self.past.iter().chain(&self.gone).filter(|step| step.acted().is_some() && !self.defines(step));
+        let wrote = |step: &&StepState| step.header.effects.iter().any(|effect| effect.access != "read");
+        past.filter(wrote)
+            .map(|step| {
+                let said = match step.outcome() {
+                    Some(Outcome::Succeeded { summary: Some(summary), .. }) => format!("{summary}; "),
+                    Some(Outcome::Succeeded { .. }) => String::new(),
+                    _ => "it was cut off, or failed; ".to_owned(),
+                };
+                UndoDecision {
+                    step: step.header.id.clone(),
+                    action: UndoAction::Stays,
+                    reason: format!("{said}the plan was edited since, and doesn't say how that is taken back"),
+                    outcome: None,
+                }
+            })
+            .collect()
+    }
+
     pub(super) fn begin_undo(&mut self, event: &Event, at: Timestamp) -> Result<(), Illegal> {
         let Event::UndoStarted { by, because, decisions, steps, .. } = event else { return Ok(()) };
         let known = |id: &str| self.position(id).is_some();

@@ -72,7 +72,7 @@ impl UndoEvidence {
             at: undo.since,
             by: undo.by.clone(),
             because: undo.because.clone(),
-            decisions: undo.decisions.clone(),
+            decisions: undo.decisions.iter().cloned().chain(state.left_behind()).collect(),
         })
     }
 }
@@ -82,12 +82,16 @@ impl World {
     pub fn of(state: &RunState) -> Self {
         let mut world = Self::default();
         let mut created: Vec<&str> = Vec::new();
-        let mut steps: Vec<&StepState> = state.steps.iter().filter(|step| acted(step).is_some()).collect();
+        let past = state.past.iter().chain(&state.gone);
+        let steps = past.map(|step| (step, false)).chain(state.steps.iter().map(|step| (step, true)));
+        let mut steps: Vec<(&StepState, bool)> = steps.filter(|(step, _)| step.acted().is_some()).collect();
         // What ended later was done later; what is under way, last of all. The plan's order among equals.
-        steps.sort_by_key(|step| (step.finished_at.is_none(), step.finished_at));
-        for step in steps {
-            let certain = acted(step).unwrap_or_default();
-            let back = step.header.undo.is_some() && !is_left(state, &step.header.id);
+        steps.sort_by_key(|(step, now)| (*now && step.finished_at.is_none(), step.finished_at.or(step.attempt_at)));
+        for (step, now) in steps {
+            let certain = step.acted().unwrap_or_default();
+            // An undo takes back what the present plan's steps did, and what they did before they were sent back.
+            let has_undo = step.header.undo.is_some() && (now || state.defines(step));
+            let back = has_undo && !is_left(state, &step.header.id);
             for effect in step.header.effects.iter().filter(|effect| effect.access != "read") {
                 let gone = effect.access == "destroy" || effect.displaces;
                 // What the run had made itself is no loss.
@@ -112,7 +116,7 @@ impl World {
                     step: step.header.id.clone(),
                     said: said(step),
                     certain,
-                    undoable: step.header.undo.is_some() && state.undo.is_none(),
+                    undoable: has_undo && state.undo.is_none(),
                 });
             }
         }
@@ -148,15 +152,6 @@ impl World {
             let _ = writeln!(text, "  {} {}", paint.bad("!"), wrap(&line, paint.width, 4));
         }
         text
-    }
-}
-
-/// Whether a step has touched the world for sure, or perhaps; nothing when it can't have.
-fn acted(step: &StepState) -> Option<bool> {
-    match &step.phase {
-        Phase::Finished(Outcome::Succeeded { .. }) => Some(true),
-        Phase::Finished(Outcome::Skipped { .. } | Outcome::NotRun { .. }) => None,
-        _ => (step.attempt > 0).then_some(false),
     }
 }
 

@@ -43,10 +43,12 @@ pub async fn work(shared: Arc<Shared>, jobs: Arc<Mutex<mpsc::Receiver<Job>>>) ->
 struct Worker {
     session: Session,
     applied: Option<Settings>,
-    /// The last COPY's types.
-    seen: Option<(Arc<str>, Option<Arc<[Kind]>>)>,
+    seen: Option<Seen>,
     shared: Arc<Shared>,
 }
+
+/// The last COPY's statement, and its columns' types if all can go over in binary.
+type Seen = (Arc<str>, Option<Arc<[Kind]>>);
 
 /// Why rows were not taken in.
 enum Refused {

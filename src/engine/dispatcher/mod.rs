@@ -250,7 +250,9 @@ impl<'a> Dispatcher<'a> {
                 }
                 Err(failure) => Outcome::Failed { error: self.error(failure) },
             },
-            Verdict::Rejected | Verdict::Open => Outcome::Failed { error: people::rejected(&waiting) },
+            Verdict::Rejected | Verdict::Open => {
+                Outcome::Failed { error: people::rejected(&waiting, self.state.undo.is_some()) }
+            }
         };
         self.finish(at, outcome)
     }

@@ -156,7 +156,7 @@ impl Dispatcher<'_> {
             .collect();
         for (at, until) in silent {
             let message = format!("nobody answered by {until}, and silence is a no");
-            let help = Some("`lifeboat resume` asks again".to_owned());
+            let help = Some(asks_again(self.state.undo.is_some()));
             self.finish(at, Outcome::Failed { error: ErrorRecord { message, transient: false, help } })?;
         }
         Ok(())
@@ -202,7 +202,7 @@ impl Dispatcher<'_> {
 }
 
 /// Why a step failed that somebody said no to.
-pub(super) fn rejected(waiting: &Waiting) -> ErrorRecord {
+pub(super) fn rejected(waiting: &Waiting, undoing: bool) -> ErrorRecord {
     let no = waiting.answers.iter().find(|answer| !answer.approved);
     let (by, note) = no.map_or(("nobody", None), |answer| (answer.by.as_str(), answer.note.as_deref()));
     let note = note.map(|note| format!(": {note}")).unwrap_or_default();
@@ -210,6 +210,9 @@ pub(super) fn rejected(waiting: &Waiting) -> ErrorRecord {
         QuestionKind::Interrupted => format!("{by} did not let it run again after it was cut off{note}"),
         _ => format!("{by} said no{note}"),
     };
-    let help = Some("`lifeboat resume` asks again".to_owned());
-    ErrorRecord { message, transient: false, help }
+    ErrorRecord { message, transient: false, help: Some(asks_again(undoing)) }
+}
+
+fn asks_again(undoing: bool) -> String {
+    format!("`lifeboat {}` asks again", if undoing { "undo" } else { "resume" })
 }

@@ -79,7 +79,7 @@ pub(super) async fn compare(
         turns.at(state, RunStatus::Running, cx.now());
     }
     for change in &mut changes {
-        let Some(step) = state.step(&change.step) else { continue };
+        let Some(step) = state.step_ever(&change.step) else { continue };
         if !matches!(change.change, ChangeKind::Gone | ChangeKind::Changed) {
             continue;
         }
@@ -151,7 +151,7 @@ pub(super) fn insist(
     for change in edited.change.changes.iter().filter(|change| change.change == ChangeKind::Changed) {
         let order = named.get(change.step.as_str()).copied();
         let happened = matches!(edited.earlier.get(&change.step), Some(Earlier::Happened(..)))
-            || state.step(&change.step).is_some_and(|step| step.outputs().is_some());
+            || state.step_ever(&change.step).is_some_and(|step| step.outputs().is_some());
         if happened && !matches!(order, Some(OrderKind::Accept | OrderKind::Rerun)) {
             done.push(change.step.clone());
         }
@@ -227,7 +227,8 @@ fn changes(plan: &Plan, state: &RunState) -> Vec<StepChange> {
     let mut found = Vec::new();
     for step in &plan.steps {
         let id = step.id.as_str();
-        let Some(was) = state.step(id) else {
+        // One that an earlier plan had comes back with what it did.
+        let Some(was) = state.step_ever(id) else {
             found.push(change(id, ChangeKind::New));
             continue;
         };
@@ -238,6 +239,7 @@ fn changes(plan: &Plan, state: &RunState) -> Vec<StepChange> {
         } else if needs != was_needs
             || step.finally != was.header.finally
             || elsewhere.contains(&step.id.to_string())
+            || state.step(id).is_none()
         {
             found.push(change(id, ChangeKind::Moved));
         }
