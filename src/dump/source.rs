@@ -3,7 +3,10 @@
 
 use std::path::PathBuf;
 
-use tokio::io::{AsyncReadExt, BufReader};
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
+use tokio::sync::mpsc;
+use tokio_util::io::StreamReader;
 use tokio_util::sync::CancellationToken;
 
 use super::archive::{HEADER, Header, MAGIC};
@@ -17,6 +20,9 @@ use crate::service::storage::{Object, Storage};
 
 /// How much is read at once.
 pub const PIECE: usize = 256 << 10;
+
+/// How many pieces are read ahead.
+const AHEAD: usize = 4;
 
 /// A dump, ready to be read from its start.
 pub struct Source {
@@ -119,7 +125,7 @@ impl Source {
             looks_like_dump: format == Format::Custom || contains(&beginning, b"-- PostgreSQL database dump"),
             local: local.filter(|_| compression == Compression::None),
             checksum,
-            reader: Some(Box::new(reader)),
+            reader: Some(Box::new(ahead(reader))),
             cancel: cancel.clone(),
         })
     }
@@ -187,6 +193,31 @@ impl Source {
         }
         Ok(())
     }
+}
+
+/// Reads on a thread of its own, some pieces ahead: decompressing costs as much as what is done with what comes out.
+fn ahead(mut reader: impl AsyncRead + Send + Unpin + 'static) -> impl AsyncRead + Send + Unpin {
+    let (there, mut here) = mpsc::channel::<std::io::Result<Bytes>>(AHEAD);
+    tokio::spawn(async move {
+        loop {
+            let mut piece = BytesMut::with_capacity(PIECE);
+            let read = tokio::select! {
+                read = reader.read_buf(&mut piece) => read,
+                // Whoever wanted it is gone.
+                () = there.closed() => return,
+            };
+            let piece = match read {
+                Ok(0) => return,
+                Ok(_) => Ok(piece.freeze()),
+                Err(error) => Err(error),
+            };
+            let failed = piece.is_err();
+            if there.send(piece).await.is_err() || failed {
+                return;
+            }
+        }
+    });
+    StreamReader::new(futures::stream::poll_fn(move |cx| here.poll_recv(cx)))
 }
 
 /// What an error from reading means.

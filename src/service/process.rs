@@ -37,6 +37,10 @@ pub const INHERITED: [&str; 10] =
 /// How much of each stream is kept: of stdout the beginning, of stderr the end.
 pub const CAPTURE: usize = 1 << 20;
 
+/// How much a program may write ahead of whoever reads it: what any user may ask of Linux.
+#[cfg(target_os = "linux")]
+const PIPE: i32 = 1 << 20;
+
 /// A background process may keep the pipes open after its parent's end; it is not waited for longer.
 const DRAIN: Duration = Duration::from_secs(1);
 
@@ -174,6 +178,11 @@ impl Command {
         let input = if piped_in { Stdio::piped() } else { Stdio::null() };
         let (mut child, group) = self.spawn(input)?;
         let (stdin, stdout, pipe_err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        if let Some(pipe) = &stdout {
+            // Fewer turns between the two; as it was where that isn't allowed.
+            #[cfg(target_os = "linux")]
+            let _ = nix::fcntl::fcntl(pipe, nix::fcntl::FcntlArg::F_SETPIPE_SZ(PIPE));
+        }
         let redactor = redactor.clone();
         // A full stderr would block the child while the caller reads its stdout, so it has a task of its own.
         let stderr = tokio::spawn(async move {

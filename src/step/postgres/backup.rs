@@ -59,7 +59,7 @@ pub struct Backup {
     /// By default what the path says: `.gz` or `.zst`; else `none` for plain SQL and `gzip`, done by
     /// `pg_dump` itself, for an archive.
     compression: Option<Compression>,
-    /// The compression's level.
+    /// The compression's level; by default 6 for gzip and 1 for zstd.
     #[schemars(range(min = 1, max = 19))]
     level: Option<i32>,
     /// Only these schemas.
@@ -252,7 +252,7 @@ impl Step for Backup {
         let bytes = upload.publish().await?;
         let proven = async {
             let to = &self.to.storage;
-            let read = self.read_back(&server, &storage, &taken.sha256, &rows, snapshot.server_major, cx).await;
+            let read = self.read_back(&server, &storage, &taken, &rows, snapshot.server_major, cx).await;
             let read = read.map_err(|failure| failure.context(format!("read the backup back from {to}")))?;
             if self.verify == Proving::Restore {
                 let restored = self.restore(&server, &storage, &read, &snapshot.encoding, version, cx).await;

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::Backup;
-use crate::dump::manifest::Format;
-use crate::dump::proof::{Proof, prove};
+use crate::dump::proof::{Proof, Watch, prove};
+use crate::dump::source::{PIECE, Source};
 use crate::dump::survey::Survey;
+use crate::dump::take::Taken;
 use crate::failure::Failure;
 use crate::record::event::{Progress, ProgressUnit};
 use crate::service::postgres::Server;
@@ -14,36 +15,62 @@ use crate::service::storage::Storage;
 use crate::step::RunCx;
 
 impl Backup {
-    /// Reads what was published as a restore would: whole, the same bytes, the same rows. Gives what was
-    /// read.
+    /// Reads what was published to its end. Gives what a restore of it is to come to.
     pub(super) async fn read_back(
         &self,
         server: &Server,
         storage: &Storage,
-        sha256: &str,
+        taken: &Taken,
         rows: &BTreeMap<String, u64>,
         major: u32,
         cx: &RunCx,
     ) -> Result<Proof, Failure> {
-        let total = Some(storage.object(&self.to.path).await?.bytes);
+        let path = &self.to.path;
+        let total = Some(storage.object(path).await?.bytes);
         let watch = |done: u64, _: Option<&str>| {
             let message = Some("reading it back".to_owned());
             cx.progress(Progress { done, total, unit: ProgressUnit::Bytes, message });
         };
-        let pg_restore = match self.chosen().0 {
-            Format::Plain => None,
-            _ => Some(Command::new(server.tool("pg_restore", major).await?.path.to_string_lossy())),
+        let proof = if let Some(survey) = &taken.survey {
+            same_text(storage, path, survey, cx, &watch).await?
+        } else {
+            let pg_restore = Command::new(server.tool("pg_restore", major).await?.path.to_string_lossy());
+            prove(storage, path, Some(&pg_restore), true, &cx.redactor, &cx.cancel, &watch).await?
         };
-        let path = &self.to.path;
-        let proof = prove(storage, path, pg_restore.as_ref(), true, &cx.redactor, &cx.cancel, &watch).await?;
         match &proof.sha256 {
-            Some(there) if there != sha256 => {
-                Err(Failure::permanent(format!("`{path}` came out with the checksum {there}, not {sha256}"))
-                    .help("the storage damaged it, or something else writes there"))
-            }
+            Some(there) if *there != taken.sha256 => Err(Failure::permanent(format!(
+                "`{path}` came out with the checksum {there}, not {}",
+                taken.sha256
+            ))
+            .help("the storage damaged it, or something else writes there")),
             _ => same_rows(&proof.survey, rows).map(|()| proof),
         }
     }
+}
+
+/// Plain SQL was proven whole, and its rows added up, while it was written. The same bytes that decompress to their
+/// end, to the text that the compression's own checksum is of, are the same dump.
+async fn same_text(
+    storage: &Storage,
+    path: &str,
+    survey: &Survey,
+    cx: &RunCx,
+    watch: Watch<'_>,
+) -> Result<Proof, Failure> {
+    let mut source = Source::open(storage, path, &cx.cancel).await?;
+    let mut buffer = vec![0; PIECE];
+    while source.read(&mut buffer).await? > 0 {
+        watch(source.checksum.bytes(), None);
+    }
+    source.read_to_end().await?;
+    Ok(Proof {
+        sha256: Some(source.checksum.hex()),
+        object: source.object,
+        format: source.format,
+        compression: source.compression,
+        survey: survey.clone(),
+        manifest: None,
+    })
 }
 
 /// What was dumped must be what the snapshot holds.
