@@ -109,7 +109,7 @@ where
     let (mut from_client, mut to_client) = tokio::io::split(client);
     let (mut from_server, mut to_server) = tokio::io::split(server);
     let up = async {
-        let mut piece = [0; 16 * 1024];
+        let mut piece = vec![0; 16 * 1024];
         loop {
             let read = from_client.read(&mut piece).await?;
             if read == 0 {
