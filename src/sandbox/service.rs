@@ -129,7 +129,7 @@ fn kind_of(target: &Target, folder: &Path) -> Result<Option<Kind>, Failure> {
             .filter(|root| root.starts_with(folder) && root != folder)
             .map(Kind::Folder),
         Target::Webhook(WebhookSettings { sandbox: true, url, .. }) => Some(Kind::Sink(loopback(url)?)),
-        Target::Redis(RedisSettings { sandbox: true, url }) => {
+        Target::Redis(RedisSettings { sandbox: true, url, .. }) => {
             if Url::parse(url).is_ok_and(|url| url.password().is_some()) {
                 return Err(Failure::permanent("a sandbox's Redis server has no password")
                     .help("leave it out of `url`, as in `redis://127.0.0.1:28303/0`"));

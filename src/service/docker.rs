@@ -74,6 +74,10 @@ pub(crate) fn connect(settings: &DockerSettings) -> Result<Docker, Failure> {
             return Err(Failure::permanent(format!("`{host}` needs certificates"))
                 .help("add `tls: { ca, cert, key }` to the target"));
         }
+        (Some(("http", _)), Some(_)) => {
+            return Err(Failure::permanent(format!("`{host}` is without TLS, and the target has `tls`"))
+                .help("write `https://`, or remove `tls`"));
+        }
         (Some(("tcp" | "http", _)), _) => Docker::connect_with_http(host, seconds, version),
         _ => {
             return Err(Failure::permanent(format!("`{host}` is no Docker host")).help(

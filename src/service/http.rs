@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
-use reqwest::{Certificate, Client, Method, RequestBuilder, Response, Url};
+use reqwest::{Client, Method, RequestBuilder, Response, Url};
 use serde_json::Value;
 
 use super::oidc::OidcSettings;
-use super::{HttpAuth, HttpSettings, Services, Target, WebhookFormat};
+use super::{HttpAuth, HttpSettings, Services, Target, WebhookFormat, trust};
 use crate::failure::Failure;
 use crate::kill;
 use crate::secret::Redactor;
@@ -90,7 +90,7 @@ impl Services {
         let in_target = |failure: Failure| failure.context(format!("target {target}"));
         let url = parse_url(&settings.url).map_err(in_target)?;
         Ok(Webhook {
-            client: client(&url, None).map_err(in_target)?,
+            client: client(&url, settings.ca_file.as_deref()).map_err(in_target)?,
             url,
             format: settings.format,
             headers: plain_headers(&settings.headers).map_err(in_target)?,
@@ -376,9 +376,8 @@ fn no_answer(error: reqwest::Error, bound: Duration, redactor: &Redactor) -> Fai
     let text = redactor.redact(&text);
     if timeout {
         Failure::transient(format!("no answer within {}", crate::units::Duration(bound)))
-    } else if text.contains("certificate") || text.contains("UnknownIssuer") {
-        Failure::permanent(text.into_owned())
-            .help("if an authority of your own signed it, name its PEM file in the target's `ca_file`")
+    } else if let Some(help) = trust::way_out(&text, "ca_file") {
+        Failure::permanent(text.into_owned()).help(help)
     } else if builder {
         Failure::permanent(text.into_owned())
     } else {
@@ -396,13 +395,7 @@ fn client(url: &Url, ca_file: Option<&str>) -> Result<Client, Failure> {
         builder = builder.no_proxy();
     }
     if let Some(path) = ca_file {
-        let pem = std::fs::read(path).map_err(|error| Failure::permanent(format!("read {path}: {error}")))?;
-        let authorities = Certificate::from_pem_bundle(&pem)
-            .map_err(|_| Failure::permanent(format!("{path} holds no PEM certificates")))?;
-        if authorities.is_empty() {
-            return Err(Failure::permanent(format!("{path} holds no PEM certificates")));
-        }
-        builder = builder.tls_certs_merge(authorities);
+        builder = builder.tls_certs_merge(trust::authorities(path)?);
     }
     builder.build().map_err(|error| Failure::permanent(format!("set up HTTP: {error}")))
 }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::http::{Message, Undelivered, is_loopback};
-use super::{Services, Target, Unsound};
+use super::{Services, Target, Unsound, trust};
 use crate::failure::Failure;
 use crate::kill;
 use crate::secret::Redactor;
@@ -294,9 +294,8 @@ impl MailServer {
             };
         }
         let said = format!("{place}: {text}");
-        if text.contains("certificate") || text.contains("UnknownIssuer") {
-            Failure::permanent(said)
-                .help("if an authority of your own signed it, name its PEM file in the target's `ca_file`")
+        if let Some(help) = trust::way_out(&text, "ca_file") {
+            Failure::permanent(said).help(help)
         } else if error.is_client() {
             Failure::permanent(said)
         } else {

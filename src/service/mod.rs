@@ -19,6 +19,7 @@ pub mod ssh;
 pub mod storage;
 #[cfg(test)]
 pub(crate) mod tls_testing;
+mod trust;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -211,7 +212,8 @@ pub struct DockerTls {
 pub struct StorageSettings {
     /// `fs`, `s3`.
     pub scheme: String,
-    /// The service's settings, by opendal's names (`root`, `bucket`, `endpoint`, `region`, `access_key_id`…).
+    /// The service's settings, by opendal's names (`root`, `bucket`, `endpoint`, `region`, `access_key_id`…); and
+    /// of `s3`, `ca_file`: a PEM file of authorities to trust besides the system's.
     #[serde(flatten, deserialize_with = "texts")]
     #[schemars(with = "BTreeMap<String, Setting>")]
     pub settings: BTreeMap<String, String>,
@@ -326,6 +328,9 @@ pub struct WebhookSettings {
     /// Sent with each request.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
+    /// A PEM file of authorities to trust besides the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<String>,
     /// Lifeboat itself listens at `url`, on loopback, and keeps what it gets.
     #[serde(default)]
     pub sandbox: bool,

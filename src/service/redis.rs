@@ -7,11 +7,14 @@ use std::fmt;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, RedisError, ServerErrorKind,
+    TlsCertificates,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Services, Target};
+use super::{Services, Target, trust};
 use crate::failure::Failure;
 use crate::kill;
 use crate::secret::Redactor;
@@ -26,8 +29,11 @@ const ANSWER: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RedisSettings {
-    /// As `redis://:password@host:6379/0`.
+    /// As `rediss://:password@host:6379/0` (TLS), or `redis://:password@host:6379/0` (without).
     pub url: String,
+    /// A PEM file of authorities to trust instead of the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<String>,
     /// Lifeboat itself starts a throwaway server at `url`, on loopback, and removes it.
     #[serde(default)]
     pub sandbox: bool,
@@ -75,11 +81,8 @@ impl Services {
         let Target::Redis(settings) = self.target(target)? else {
             return Err(self.wrong_kind(target, "redis"));
         };
-        let client = Client::open(settings.url.as_str()).map_err(|_| {
-            // The parser's words may quote the URL.
-            Failure::permanent(format!("the target `{target}`: its `url` is not a Redis server's"))
-                .help("write `redis://host:6379/0`, or `redis+unix:///run/redis.sock`; TLS is not spoken")
-        })?;
+        let in_target = |failure: Failure| failure.context(format!("target {target}"));
+        let client = client(settings).map_err(in_target)?;
         if let Some(password) = client.get_connection_info().redis_settings().password() {
             self.redactor().add(password);
         }
@@ -259,6 +262,32 @@ impl Info {
     }
 }
 
+fn client(settings: &RedisSettings) -> Result<Client, Failure> {
+    let client = Client::open(settings.url.as_str()).map_err(|_| {
+        // The parser's words may quote the URL.
+        Failure::permanent("its `url` is not a Redis server's")
+            .help("write `rediss://host:6379/0` (TLS), `redis://host:6379/0`, or `redis+unix:///run/redis.sock`")
+    })?;
+    let ConnectionAddr::TcpTls { insecure, .. } = client.get_connection_info().addr() else {
+        return match settings.ca_file {
+            None => Ok(client),
+            Some(_) => Err(Failure::permanent("its `url` is without TLS, and it has `ca_file`")
+                .help("write `rediss://`, or remove `ca_file`")),
+        };
+    };
+    if *insecure {
+        return Err(Failure::permanent("its `url` ends with `#insecure`: certificates are always verified")
+            .help("remove that, and name the authority's PEM file in `ca_file`"));
+    }
+    let Some(path) = &settings.ca_file else { return Ok(client) };
+    // Says what is wrong with the file.
+    trust::authorities(path)?;
+    let pem = std::fs::read(path).map_err(|error| Failure::permanent(format!("read {path}: {error}")))?;
+    let certificates = TlsCertificates { client_tls: None, root_cert: Some(pem) };
+    Client::build_with_tls(settings.url.as_str(), certificates)
+        .map_err(|_| Failure::permanent(format!("{path} holds no authority's certificates")))
+}
+
 fn failure(attempted: &str, place: &str, error: &RedisError, redactor: &Redactor) -> Failure {
     let said = error.to_string();
     let message = format!("{attempted} {place}: {}", redactor.redact(said.trim()));
@@ -277,6 +306,8 @@ fn failure(attempted: &str, place: &str, error: &RedisError, redactor: &Redactor
     let code = error.code().unwrap_or_default();
     if error.kind() == ErrorKind::AuthenticationFailed || ["NOAUTH", "WRONGPASS", "NOPERM"].contains(&code) {
         Failure::permanent(message).help("check the user and the password in the target's `url`")
+    } else if let Some(help) = trust::way_out(&message, "ca_file") {
+        Failure::permanent(message).help(help)
     } else if passes {
         Failure::transient(message)
     } else {

@@ -9,15 +9,18 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use opendal::layers::{RetryLayer, TimeoutLayer};
-use opendal::{ErrorKind, Operator};
+use opendal::{ErrorKind, HttpTransporter, Operator};
+use opendal_http_transport_reqwest::ReqwestTransport;
 use tokio::io::{AsyncBufRead, AsyncReadExt};
 use tokio_util::io::StreamReader;
 
+mod inside;
 mod upload;
 
+pub use inside::check_path;
 pub use upload::{Upload, UploadOptions};
 
-use super::{Services, StorageSettings, Target};
+use super::{Services, StorageSettings, Target, trust};
 use crate::failure::Failure;
 use crate::kill;
 use crate::secret::Redactor;
@@ -54,6 +57,7 @@ const S3_SETTINGS: &[&str] = &[
     "enable_request_payer",
     "default_acl",
     "sandbox",
+    CA_FILE,
 ];
 
 /// S3's codes for what no repetition mends.
@@ -114,6 +118,9 @@ impl Services {
 /// The setting that makes an S3 server a throwaway one.
 const SANDBOX: &str = "sandbox";
 
+/// The setting that names authorities of one's own.
+const CA_FILE: &str = "ca_file";
+
 impl StorageSettings {
     /// The bucket and the address of a throwaway S3 server, if it is one.
     pub fn sandbox(&self) -> Option<(&str, &str)> {
@@ -160,6 +167,7 @@ impl Storage {
         }
         let mut options = settings.settings.clone();
         options.remove(SANDBOX);
+        let ca_file = options.remove(CA_FILE);
         let folder = if settings.scheme == "fs" {
             let root = std::path::absolute(&options["root"])
                 .map_err(|error| Failure::permanent(format!("the storage `{target}`: its root: {error}")))?;
@@ -177,6 +185,14 @@ impl Storage {
         let operator = Operator::via_iter(&settings.scheme, options).map_err(|error| {
             Failure::permanent(format!("the storage `{target}`: {}", redactor.redact(&error.to_string())))
         })?;
+        let operator = match ca_file {
+            None => operator,
+            Some(path) => {
+                let in_storage = |failure: Failure| failure.context(format!("the storage `{target}`"));
+                let context = operator.context().with_http_transport(trusting(&path).map_err(in_storage)?);
+                operator.with_context(context)
+            }
+        };
         let operator = operator
             .layer(TimeoutLayer::new().with_timeout(Duration::from_mins(1)).with_io_timeout(Duration::from_mins(2)))
             .layer(
@@ -200,7 +216,7 @@ impl Storage {
     /// # Errors
     /// When the path is not one that stays below the root.
     pub fn local_path(&self, path: &str) -> Result<Option<PathBuf>, Failure> {
-        check_path(path)?;
+        self.check(path)?;
         Ok(self.folder.as_ref().map(|folder| folder.join(path)))
     }
 
@@ -218,7 +234,7 @@ impl Storage {
     /// # Errors
     /// When the storage can't be asked.
     pub async fn stat(&self, path: &str) -> Result<Option<Object>, Failure> {
-        check_path(path)?;
+        self.check(path)?;
         tracing::debug!(storage = self.target, path, "look at an object");
         match self.operator.stat(path).await {
             Ok(metadata) => Ok(Some(object(path, &metadata))),
@@ -255,7 +271,7 @@ impl Storage {
     /// When the storage can't be asked.
     pub async fn list(&self, prefix: &str) -> Result<Vec<Object>, Failure> {
         if !prefix.is_empty() {
-            check_path(prefix.strip_suffix('/').unwrap_or(prefix))?;
+            self.check(prefix.strip_suffix('/').unwrap_or(prefix))?;
         }
         tracing::debug!(storage = self.target, prefix, "list objects");
         let failed = |error: &opendal::Error| self.failure(error, "list", &format!("{prefix}*"));
@@ -270,7 +286,11 @@ impl Storage {
         let mut objects = vec![];
         while let Some(entry) = entries.try_next().await.map_err(|error| failed(&error))? {
             let path = entry.path();
-            if !path.starts_with(prefix) || entry.metadata().is_dir() || upload::is_partial(path) {
+            if !path.starts_with(prefix)
+                || entry.metadata().is_dir()
+                || upload::is_partial(path)
+                || self.check(path).is_err()
+            {
                 continue;
             }
             if entry.metadata().last_modified().is_some() {
@@ -289,7 +309,7 @@ impl Storage {
     /// # Errors
     /// When it can't be opened.
     pub async fn read(&self, path: &str) -> Result<impl AsyncBufRead + Send + Unpin + use<>, Failure> {
-        check_path(path)?;
+        self.check(path)?;
         tracing::debug!(storage = self.target, path, "read an object");
         let failed = |error: &opendal::Error| self.failure(error, "read", path);
         let reader = self.operator.reader_with(path).await.map_err(|error| failed(&error))?;
@@ -319,7 +339,7 @@ impl Storage {
     /// # Errors
     /// When the object is there already (unless `options.replace`), or nothing can be written.
     pub async fn upload(&self, path: &str, options: UploadOptions<'_>) -> Result<Upload, Failure> {
-        check_path(path)?;
+        self.check(path)?;
         tracing::debug!(storage = self.target, path, "write an object");
         if !options.replace && self.stat(path).await?.is_some() {
             return Err(self.exists(path));
@@ -347,7 +367,7 @@ impl Storage {
     /// # Errors
     /// When the storage refuses.
     pub async fn delete(&self, path: &str) -> Result<(), Failure> {
-        check_path(path)?;
+        self.check(path)?;
         tracing::debug!(storage = self.target, path, "delete an object");
         kill::around("storage delete", self.operator.delete(path))
             .await
@@ -360,7 +380,7 @@ impl Storage {
     /// # Errors
     /// When it is there and can't be removed.
     pub async fn remove_leftover(&self, path: &str, writer: &str) -> Result<(), Failure> {
-        check_path(path)?;
+        self.check(path)?;
         let Some(folder) = &self.folder else { return Ok(()) };
         match tokio::fs::remove_file(upload::partial_name(&folder.join(path), writer)).await {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -385,7 +405,11 @@ impl Storage {
     }
 
     fn failure(&self, error: &opendal::Error, verb: &str, path: &str) -> Failure {
-        let message = format!("{verb} `{path}` in the storage `{}`: {}", self.target, self.words(error));
+        let words = self.words(error);
+        let message = format!("{verb} `{path}` in the storage `{}`: {words}", self.target);
+        if let Some(help) = trust::way_out(&words, CA_FILE).filter(|_| words.contains("invalid peer")) {
+            return Failure::permanent(message).help(help);
+        }
         let transient = match error.kind() {
             ErrorKind::RateLimited | ErrorKind::Conflict => true,
             // What opendal has no kind for: the connection broke, the server failed, or refused for good.
@@ -447,6 +471,15 @@ fn said(message: &str) -> String {
     }
 }
 
+/// What speaks to a service that an authority of this file vouches for.
+fn trusting(ca_file: &str) -> Result<HttpTransporter, Failure> {
+    let client = reqwest::Client::builder()
+        .tls_certs_merge(trust::authorities(ca_file)?)
+        .build()
+        .map_err(|error| Failure::permanent(format!("set up HTTP: {error}")))?;
+    Ok(HttpTransporter::new(ReqwestTransport::new(client)))
+}
+
 /// The bytes that may still be written to the file system of `path`.
 pub fn free_space(path: &Path) -> Option<u64> {
     super::disk::of(path).ok().map(|space| space.free)
@@ -459,28 +492,4 @@ fn object(path: &str, metadata: &opendal::Metadata) -> Object {
         modified: metadata.last_modified().map(Into::into),
         folder: metadata.is_dir(),
     }
-}
-
-/// Whether a path stays below a storage's root and names one object.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn check_path(path: &str) -> Result<(), Failure> {
-    let wrong = |why: &str| {
-        Err(Failure::permanent(format!("`{}` is not a path in a storage: {why}", path.escape_debug()))
-            .help("write it relative to the storage's root, as `daily/auth.sql.gz`"))
-    };
-    if path.is_empty() {
-        return wrong("it is empty");
-    }
-    if path.starts_with('/') {
-        return wrong("it is absolute");
-    }
-    if path.chars().any(char::is_control) {
-        return wrong("it holds a control character");
-    }
-    if path.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
-        return wrong("it has an empty part, `.` or `..`");
-    }
-    Ok(())
 }

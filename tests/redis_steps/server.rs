@@ -154,7 +154,7 @@ impl Drop for Redis {
 }
 
 pub fn target(url: &str) -> Target {
-    Target::Redis(RedisSettings { url: url.to_owned(), sandbox: false })
+    Target::Redis(RedisSettings { url: url.to_owned(), ca_file: None, sandbox: false })
 }
 
 pub fn store(root: &str) -> Target {
