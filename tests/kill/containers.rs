@@ -85,10 +85,10 @@ const CONTAINERS: Case = Case {
 
 #[test]
 fn containers_are_as_if_nothing_had_happened() {
-    every_point(&CONTAINERS, 20);
+    every_point(&CONTAINERS, 12);
 }
 
 #[test]
 fn containers_are_as_if_nothing_had_happened_killed_twice() {
-    twice(&CONTAINERS, 40);
+    twice(&CONTAINERS, 30);
 }

@@ -1,6 +1,6 @@
 //! Runs a plan unbroken, then once for each point at which it is killed, and compares.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -44,11 +44,11 @@ pub fn all() -> bool {
     std::env::var_os("LIFEBOAT_KILL_ALL").is_some()
 }
 
-/// Kills the run at each point in turn (in a sample: at each of another name, and at every `stride`-th).
+/// Kills the run at each point in turn (in a sample: at every `stride`-th).
 pub fn every_point(case: &Case, stride: usize) {
     let (began, unbroken) = (Instant::now(), unbroken(case));
     let points = unbroken.points();
-    let kills: Vec<_> = chosen(&points, stride).into_iter().map(|at| unbroken.kill(at)).collect();
+    let kills: Vec<_> = chosen(points.len(), stride).into_iter().map(|at| unbroken.kill(at)).collect();
     try_all(case, "killed once", &unbroken, points.len(), &kills, began);
 }
 
@@ -56,8 +56,7 @@ pub fn every_point(case: &Case, stride: usize) {
 pub fn twice(case: &Case, stride: usize) {
     let (began, unbroken) = (Instant::now(), unbroken(case));
     let points = unbroken.points().len();
-    let stride = if all() { 1 } else { stride };
-    let kills = (1..=points).skip(stride / 2).step_by(stride).map(|first| {
+    let kills = chosen(points, stride).into_iter().map(|first| {
         let mut kills = unbroken.kill(first);
         // Another one for each first one; what the resume has fewer of, it passes unharmed.
         kills.push(1 + first * 37 % (points + 8 - first).clamp(8, 120));
@@ -75,7 +74,7 @@ pub fn every_point_of_the_resume(case: &Case, name: &str, stride: usize) {
     let resumed = go(case, &first).unwrap_or_else(|error| panic!("{}, killed at {first:?}: {error}", case.name));
     let points = &resumed.passed[first.len()];
     let kills: Vec<_> =
-        chosen(points, stride).into_iter().map(|second| [first.as_slice(), &[second]].concat()).collect();
+        chosen(points.len(), stride).into_iter().map(|second| [first.as_slice(), &[second]].concat()).collect();
     try_all(case, "killed in the resume", &unbroken, points.len(), &kills, began);
 }
 
@@ -96,7 +95,7 @@ pub fn undone_at_once(case: &Case, stride: usize) {
     unbroken.end = End { report: Value::Null, world: same(&world, "", &world.look(case)) };
     drop(world);
     let points = unbroken.points();
-    let kills: Vec<_> = chosen(&points, stride).into_iter().map(|at| vec![at]).collect();
+    let kills: Vec<_> = chosen(points.len(), stride).into_iter().map(|at| vec![at]).collect();
     let at_once = Case { way: Way::UndoAtOnce, ..*case };
     try_all(&at_once, "killed and taken back", &unbroken, points.len(), &kills, began);
 }
@@ -131,17 +130,20 @@ impl Went {
     }
 }
 
-/// A point that every step passes: in a sample it is tried where its turn comes.
-fn is_the_engines(name: &str) -> bool {
-    ["journal", "state file", "note", "step"].iter().any(|of| name.starts_with(of))
+/// Of each sample's points, which come first: others each day, so that all have their turn. `LIFEBOAT_KILL_TURN` names a day's.
+pub fn turn() -> usize {
+    static TURN: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| {
+        let days = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs() / 86_400);
+        let named = std::env::var("LIFEBOAT_KILL_TURN").ok().and_then(|turn| turn.parse().ok());
+        named.unwrap_or_else(|| usize::try_from(days).unwrap_or(0))
+    });
+    *TURN
 }
 
-/// The points to try: counted from 1.
-pub fn chosen(points: &[String], stride: usize) -> Vec<usize> {
+/// The points to try, counted from 1 and spread evenly.
+pub fn chosen(points: usize, stride: usize) -> Vec<usize> {
     let stride = if all() { 1 } else { stride };
-    let mut seen = HashSet::new();
-    let is_new: Vec<bool> = points.iter().map(|name| seen.insert(name) && !is_the_engines(name)).collect();
-    (1..=points.len()).filter(|at| is_new[at - 1] || at % stride == stride / 2).collect()
+    (1 + turn() % stride..=points).step_by(stride).collect()
 }
 
 fn try_all(case: &Case, how: &str, unbroken: &Went, points: usize, kills: &[Vec<usize>], began: Instant) {
@@ -165,8 +167,9 @@ fn try_all(case: &Case, how: &str, unbroken: &Went, points: usize, kills: &[Vec<
     });
     let faults = faults.into_inner().unwrap();
     println!(
-        "{}, {how}: {} of {points} points, {} faults, {:.1} s",
+        "{}, {how} (turn {}): {} of {points} points, {} faults, {:.1} s",
         case.name,
+        turn(),
         kills.len(),
         faults.len(),
         began.elapsed().as_secs_f64()

@@ -107,15 +107,15 @@ const GOOD: Case = Case {
 
 #[test]
 fn what_failed_is_taken_back_wherever_that_is_killed() {
-    every_point_of_the_undo(&UNDO, 12);
+    every_point_of_the_undo(&UNDO, 40);
 }
 
 #[test]
 fn what_succeeded_is_taken_back_killed_twice() {
-    undone_twice(&GOOD, 25);
+    undone_twice(&GOOD, 88);
 }
 
 #[test]
 fn what_was_killed_is_taken_back_at_once() {
-    undone_at_once(&GOOD, 12);
+    undone_at_once(&GOOD, 36);
 }
