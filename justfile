@@ -39,10 +39,15 @@ bench *ARGS:
     cargo build --quiet --release
     target/venv/bin/python tests/bench/bench.py {{ARGS}}
 
-# Measure restores alone, beside psql and pg_restore: `just bench-restore --users 700000 --rounds 5`.
+# Measure restores, beside psql and pg_restore, and backups: `just bench-restore --users 700000 --rounds 5 --tuned`.
 bench-restore *ARGS:
     cargo build --quiet --release
-    target/venv/bin/python tests/bench/bench.py --only restore {{ARGS}}
+    target/venv/bin/python tests/bench/bench.py --only restore,backup {{ARGS}}
+
+# Measure recovery by a warm copy, and by a restore, as the size grows: `just bench-warm --users 700000 --growth 0.1,1,4`.
+bench-warm *ARGS:
+    cargo build --quiet --release
+    .ci/services run target/venv/bin/python tests/bench/bench.py --only warm {{ARGS}}
 
 # Build the API documentation; a broken link is an error.
 docs:

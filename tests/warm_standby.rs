@@ -42,7 +42,7 @@ async fn a_warm_copy_is_taken_instead_of_a_restore() {
     stage.done(&["resume", "--yes"]);
     let first = copies(&stage).await;
     assert_eq!(first.len(), 1, "{first:?}");
-    assert_eq!(stage.fingerprints(&first[0]).await, whole);
+    assert!(stage.server().connect(Some(&first[0])).await.is_err(), "it is sealed");
 
     // The same backup again: there is nothing to do.
     stage.done(&WARM);
@@ -61,7 +61,7 @@ async fn a_warm_copy_is_taken_instead_of_a_restore() {
     assert!(output.status.success(), "{}", said(&output));
     let warm = report(&stage);
     assert_eq!(step(&warm, "restore")["state"], "skipped", "the copy was taken");
-    assert_eq!(step(&warm, "verify-rows")["state"], "succeeded", "and proven once more");
+    assert_eq!(step(&warm, "verify-rows")["state"], "skipped", "it was proven, and sealed");
     assert_eq!(stage.fingerprints(DATABASE).await, whole);
     assert_eq!(stage.health(200).await["ready"], true);
     assert!(copies(&stage).await.is_empty());
@@ -78,21 +78,30 @@ async fn a_warm_copy_is_taken_instead_of_a_restore() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_that_was_written_to_is_refused() {
+async fn a_copy_that_was_written_to_is_not_taken() {
     let stage = Stage::set(200, &json!({}));
     stage.back_up();
     stage.done(&WARM);
+    let whole = stage.fingerprints(DATABASE).await;
     let copy = copies(&stage).await.remove(0);
+    let server = stage.session("postgres").await;
+    let allow = |allowed: bool| format!("ALTER DATABASE {copy} WITH ALLOW_CONNECTIONS {allowed}");
+    server.batch("open the copy", &allow(true)).await.unwrap();
     stage.session(&copy).await.batch("write", "DELETE FROM auth.jwks").await.unwrap();
     stage.damage().await;
     let damaged = stage.fingerprints(DATABASE).await;
 
-    let output = stage.run(&RECOVER);
-    assert_eq!(output.status.code(), Some(3), "the preflight sees it: {}", said(&output));
+    // Whoever opens it, writes to it and seals it again means to: that is found by whom asks for it.
+    server.batch("seal the copy", &allow(false)).await.unwrap();
+    let output = stage.run(&[&RECOVER[..], &["-i", "recheck=true"]].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(said(&output).contains("auth.jwks has 0 rows"), "{}", said(&output));
     assert_eq!(stage.fingerprints(DATABASE).await, damaged, "nothing was put in its place");
 
-    let output = stage.run(&[&RECOVER[..], &["-i", "warm=false"]].concat());
+    // Opened, it proves nothing any more: the backup is restored.
+    server.batch("open the copy", &allow(true)).await.unwrap();
+    let output = stage.run(&RECOVER);
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!(step(&report(&stage), "restore")["state"], "succeeded");
+    assert_eq!(stage.fingerprints(DATABASE).await, whole);
 }

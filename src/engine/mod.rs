@@ -213,7 +213,7 @@ pub async fn resume(
         if steering.is_none() {
             resume::same_plan(plan, &state)?;
         }
-        target::unchanged(&cx.services, &state, resume::ahead(&state, steering)).await?;
+        target::unchanged(&cx.services, &state, resume::counts(steering)).await?;
         let guards = Guards::acquire(cx, plan, &folder.id).await?;
         Ok((guards, resume::course(cx, plan, folder, &state, &cx.services, steering).await?))
     };

@@ -19,7 +19,7 @@ use crate::failure::Failure;
 use crate::ids::StepId;
 use crate::plan::{Plan, PlannedStep};
 use crate::record::event::{
-    Decision, DecisionAction, EffectRecord, ErrorRecord, Event, Outcome, Question, QuestionKind, RunStatus,
+    Decision, DecisionAction, ErrorRecord, Event, Outcome, Question, QuestionKind, RunStatus,
 };
 use crate::record::state::{Phase, RunState, StepState, Verdict};
 use crate::record::steering::{OrderKind, Steered};
@@ -47,29 +47,18 @@ pub async fn decide(
 ) -> Result<Foreseen, EngineError> {
     let state = folder.state()?;
     resumable(&state)?;
-    target::unchanged(&cx.services.read_only(), &state, ahead(&state, steering)).await?;
+    target::unchanged(&cx.services.read_only(), &state, counts(steering)).await?;
     let course = course(cx, plan, folder, &state, &cx.services.read_only(), steering).await?;
     let Course { steered, resolved, .. } = course;
     Ok(Foreseen { steered, decisions: resolved.into_iter().map(|resolved| resolved.decision).collect() })
 }
 
-/// What the steps that are left may touch, but for those that an operator skips.
-pub(super) fn ahead<'a>(
-    state: &'a RunState,
-    steering: Option<&'a Steering>,
-) -> impl Iterator<Item = &'a EffectRecord> {
-    let again = steering.is_some_and(|steering| steering.edit.is_some());
-    let ordered = move |step: &StepState, kind| {
-        let orders = steering.into_iter().flat_map(|steering| &steering.orders);
-        orders.into_iter().any(|(id, order)| *id == step.header.id && *order == kind)
-    };
-    let reruns =
-        steering.is_some_and(|steering| steering.orders.iter().any(|(_, order)| *order == OrderKind::Rerun));
-    // With a step that runs again go all that need it, and an edited plan may say anything of any step.
-    let left = move |step: &&StepState| {
-        (!step.is_done() || step.header.finally || again || reruns) && !ordered(step, OrderKind::Skip)
-    };
-    state.steps.iter().filter(left).flat_map(|step| &step.header.effects)
+/// Whether what this step noted of who is where still counts: not when an operator gives an order for it.
+pub(super) fn counts(steering: Option<&Steering>) -> impl Fn(&str, &str) -> bool {
+    move |_, step| {
+        let mut orders = steering.into_iter().flat_map(|steering| &steering.orders);
+        orders.all(|(id, order)| id != step || *order == OrderKind::Accept)
+    }
 }
 
 /// What a resume comes to.

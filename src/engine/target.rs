@@ -9,7 +9,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::EngineError;
 use crate::failure::Failure;
-use crate::record::event::EffectRecord;
 use crate::record::state::RunState;
 use crate::service::Services;
 use crate::service::identity::{self, Identity};
@@ -17,7 +16,8 @@ use crate::step::effect::{Access, Effect, Role};
 
 /// What to do when another one is there.
 pub(super) const WAY_OUT: &str = "give the target the address of the one that the run began on (`--env`), and go on; if what is \
-     there now is meant, begin a new run: what this one knows is of the other";
+     there now is meant, run the step that noted the other one again (`lifeboat resume --rerun STEP --because '…'`), or begin \
+     a new run: what this one knows is of the other";
 
 type Seen = BTreeMap<String, Identity>;
 
@@ -96,20 +96,18 @@ impl Known {
     }
 }
 
-/// Whether what the run touched is still what is there, of what it is going to touch. What can't be asked now fails its
-/// steps, in its own words; what only steps have touched that are done is theirs no more.
+/// Whether what the run touched is still what is there, of the names that `counts` says yes to, with who noted them.
+/// What can't be asked now fails its steps, in its own words.
 ///
 /// # Errors
 /// With each that is another one.
-pub(super) async fn unchanged<'a>(
+pub(super) async fn unchanged(
     services: &Services,
     state: &RunState,
-    ahead: impl Iterator<Item = &'a EffectRecord>,
+    counts: impl Fn(&str, &str) -> bool,
 ) -> Result<(), EngineError> {
-    let ahead: BTreeSet<String> = ahead.flat_map(|effect| identity::names(&effect.resource)).collect();
     let mut seen = noted(state);
-    // A database named only in the run is one of its server's.
-    seen.retain(|name, _| ahead.contains(name) || ahead.iter().any(|other| name.starts_with(&format!("{other}/"))));
+    seen.retain(|name, _| state.seen.get(name).is_some_and(|seen| counts(name, &seen.step)));
     let found = services.identities(&seen.keys().cloned().collect()).await;
     let differ = differences(&seen, &found, |name| state.seen.get(name).map(|seen| seen.step.as_str()));
     if differ.is_empty() { Ok(()) } else { Err(EngineError::OtherTarget(differ)) }

@@ -4,12 +4,14 @@
 //! the plan's steps, which needs those that take back what came after it. From there on it
 //! is a run like any other: announced before it acts, killed and gone on with.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod steps;
+
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use serde_json::Value;
-use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
+
+use steps::{PREFIX, steps};
 
 use super::guard::Guards;
 use super::preview::{self, PreviewReport};
@@ -25,12 +27,8 @@ use crate::record::event::{
 };
 use crate::record::state::{Phase, RunState, StepState};
 use crate::record::store::{RunFolder, StoreError};
-use crate::service::Services;
+use crate::service::{Services, identity};
 use crate::step::AfterKill;
-use crate::template::Templated;
-
-/// What stands before the id of the step that is taken back; no step of a plan is named so.
-const PREFIX: &str = "undo:";
 
 /// How to undo.
 #[derive(Clone, Debug, Default)]
@@ -154,6 +152,17 @@ fn masked_options(plan: &Plan, options: UndoOptions) -> UndoOptions {
     UndoOptions { because: options.because.map(redact), ..options }
 }
 
+/// What is touched while the run is taken back: not what is left as it is, or taken back already.
+fn touched(state: &RunState, options: &UndoOptions) -> BTreeSet<String> {
+    let left = |id: &str| options.leave.iter().any(|left| left == id);
+    let effects = state.steps.iter().flat_map(|step| match (&step.header.undoes, &step.header.undo) {
+        (Some(undone), _) if !step.is_done() && !left(undone) => step.header.effects.as_slice(),
+        (None, Some(undo)) if state.undo.is_none() && !left(&step.header.id) => undo.effects.as_slice(),
+        _ => &[],
+    });
+    effects.flat_map(|effect| identity::names(&effect.resource)).collect()
+}
+
 /// Looks at what became of each step, and at what taking it back would do.
 async fn prepare(
     cx: &Context,
@@ -164,14 +173,8 @@ async fn prepare(
     services: &Services,
 ) -> Result<Prepared, EngineError> {
     same_plan(plan, state)?;
-    let acted = state.steps.iter().filter(|step| step.acted().is_some() || step.header.undoes.is_some());
-    let ahead = acted.flat_map(|step| {
-        let undo = step.header.undo.iter().flat_map(|undo| &undo.effects);
-        // What is taken back already is touched no more.
-        let own = step.header.effects.iter().filter(|_| step.header.undoes.is_some() && !step.is_done());
-        undo.filter(|_| state.undo.is_none()).chain(own)
-    });
-    super::target::unchanged(services, state, ahead).await?;
+    let ahead = touched(state, options);
+    super::target::unchanged(services, state, |name, _| ahead.contains(name)).await?;
     let decisions = match &state.undo {
         Some(undo) => undo.decisions.clone(),
         None => decide(cx, plan, folder, state, options, services).await?,
@@ -419,89 +422,6 @@ fn known(cx: &Context, whole: &Arc<Plan>, state: &RunState, decisions: &[UndoDec
         }
     }
     known
-}
-
-/// The steps that take back, the last of the plan first: each needs those that take back what came after it.
-fn steps(run: &str, plan: &Plan, decisions: &[UndoDecision]) -> Vec<PlannedStep> {
-    let decisions: BTreeMap<&str, &UndoDecision> =
-        decisions.iter().map(|decision| (decision.step.as_str(), decision)).collect();
-    let index: BTreeMap<&StepId, usize> = plan.steps.iter().enumerate().map(|(at, step)| (&step.id, at)).collect();
-    let mut dependants: Vec<Vec<usize>> = vec![Vec::new(); plan.steps.len()];
-    let last: Vec<usize> = (0..plan.steps.len()).filter(|at| plan.steps[*at].finally).collect();
-    for (at, step) in plan.steps.iter().enumerate() {
-        for need in step.needs.iter().filter_map(|need| index.get(need)) {
-            dependants[*need].push(at);
-        }
-        if !step.finally {
-            dependants[at].extend(&last);
-        }
-    }
-    let acts = |at: usize| decisions.get(plan.steps[at].id.as_str()).is_some_and(|decision| decision.action.acts());
-    // The nearest steps after this one that are taken back, past those that aren't.
-    let next = |at: usize| {
-        let (mut found, mut seen, mut open) = (BTreeSet::new(), BTreeSet::new(), dependants[at].clone());
-        while let Some(at) = open.pop() {
-            if !seen.insert(at) {
-                continue;
-            }
-            if acts(at) {
-                found.insert(at);
-            } else {
-                open.extend(&dependants[at]);
-            }
-        }
-        found
-    };
-    let mut steps = Vec::new();
-    for (at, step) in plan.steps.iter().enumerate().rev().filter(|(at, _)| acts(*at)) {
-        let Some((info, params)) = &step.undo else { continue };
-        let needs = next(at).into_iter().map(|later| undo_id(&plan.steps[later])).collect();
-        let asked = decisions.get(step.id.as_str()).filter(|decision| decision.action == UndoAction::Ask);
-        steps.push(PlannedStep {
-            id: undo_id(step),
-            info,
-            title: None,
-            summary: None,
-            needs,
-            finally: false,
-            when: Vec::new(),
-            // One that can't be taken back stops what waits for it, nothing else.
-            continue_on_failure: true,
-            confirm: asked.and_then(|decision| question(run, step, &decision.reason)),
-            valid_for: None,
-            undo: None,
-            definition: definition(&step.definition),
-            allowed: Vec::new(),
-            params: params.clone(),
-            called: None,
-            ..step.clone()
-        });
-    }
-    steps
-}
-
-fn undo_id(step: &PlannedStep) -> StepId {
-    StepId::new(format!("{PREFIX}{}", step.id))
-}
-
-fn definition(of: &str) -> String {
-    use std::fmt::Write;
-    Sha256::digest(format!("undo {of}")).iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// What a person is asked before a step is taken back that may not have happened.
-fn question(run: &str, step: &PlannedStep, reason: &str) -> Option<Templated> {
-    // The words come from outside and are no template.
-    let reason = reason.replace("{{", "{ {");
-    let text = format!(
-        "step `{}`: {reason}. `approve` takes it back; after `reject`, `lifeboat undo {run} --leave {} --because '…'` leaves it as \
-         it is",
-        step.id, step.id
-    );
-    Templated::parse(Value::from(text)).ok()
 }
 
 /// The steps that take back as the journal introduces them.

@@ -280,6 +280,10 @@ impl RunState {
             self.change_plan(plan)?;
         }
         for order in &steered.orders {
+            // What it touched may be another one by now: it notes anew what it finds.
+            if order.order != OrderKind::Accept {
+                self.seen.retain(|_, seen| seen.step != order.step);
+            }
             if order.order == OrderKind::Rerun
                 && let Some(step) = self.step(&order.step).filter(|step| step.acted().is_some())
             {
@@ -314,8 +318,10 @@ impl RunState {
     /// # Errors
     /// What is wrong, for the one who asks.
     pub fn check_adjustment(&self, step: &str) -> Result<(), String> {
-        if let RunStatus::Succeeded | RunStatus::Undone = self.status {
-            return Err(format!("the run is {}: nothing is left to do", self.status.as_str()));
+        match self.status {
+            RunStatus::Succeeded => return Err("the run has succeeded: nothing is left to do".to_owned()),
+            RunStatus::Undone => return Err("the run was taken back: nothing is left to do".to_owned()),
+            _ => {}
         }
         if self.undo.as_ref().is_some_and(|undo| self.position(step).is_some_and(|at| at < undo.from)) {
             return Err(format!("the run is being taken back, and step `{step}` doesn't run any more"));

@@ -1,8 +1,8 @@
 """Prints one table of figures, from one run on one machine (`just bench`).
 
 What it measures: `check` of generated plans, start-up and size, runs of many small steps beside
-other tools, and a restore beside psql. Runs are interleaved; times are medians of wall-clock
-seconds; memory is the peak of the largest process.
+other tools, restores beside psql and pg_restore, backups beside pg_dump, recovery by a warm copy.
+Runs are interleaved; times are medians of wall-clock seconds; memory is the peak of the largest process.
 """
 
 import argparse
@@ -12,8 +12,11 @@ import shutil
 import signal
 import sys
 
+import backup
 import graphs
 import restore
+import server
+import warm
 from measure import Contender, interleaved
 
 ROOT = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", ".."))
@@ -21,11 +24,13 @@ ROOT = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", ".."))
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="check,start,runs,restore", help="some of: %(default)s")
+    parser.add_argument("--only", default="check,start,runs,restore", help="some of: %(default)s, backup, growth, warm")
     parser.add_argument("--steps", type=int, default=1000, help="steps of the runs (%(default)s)")
     parser.add_argument("--users", type=int, default=200_000, help="size of the dump, 0: none (%(default)s)")
     parser.add_argument("--tables", type=int, default=2000, help="small tables of another dump, 0: none (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="connections of a restore (%(default)s)")
+    parser.add_argument("--tuned", action="store_true", help="restore into a tuned server, too")
+    parser.add_argument("--growth", default="0.25,1,4", help="sizes as parts of --users (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of runs and restores (%(default)s)")
     parser.add_argument("--binary", default=os.path.join(ROOT, "target", "release", "lifeboat"))
     parser.add_argument("--others", action="store_true", help="measure only the other tools")
@@ -58,16 +63,31 @@ def main():
                 ),
             )
     if "restore" in wanted:
-        if options.users:
+        for settings, which in [(None, ""), (server.TUNED, ", tuned server")][: 2 if options.tuned else 1]:
+            if options.users:
+                results, megabytes = restore.compare(
+                    lifeboat, folder, options.rounds, options.jobs, restore.SEED, settings, users=options.users
+                )
+                table.add(f"restore a database of {megabytes} MiB, over half of it one table{which}", results)
+            if options.tables:
+                results, megabytes = restore.compare(
+                    lifeboat, folder, options.rounds, options.jobs, restore.SMALL, settings, tables=options.tables
+                )
+                table.add(f"restore {options.tables} small tables, {megabytes} MiB{which}", results)
+    if "backup" in wanted:
+        results, megabytes = backup.compare(lifeboat, folder, options.rounds, restore.SEED, users=options.users)
+        table.add(f"back up a database of {megabytes} MiB", results)
+    growth = [int(float(part) * options.users) for part in options.growth.split(",")]
+    if "growth" in wanted:
+        for users in growth:
             results, megabytes = restore.compare(
-                lifeboat, folder, options.rounds, options.jobs, restore.SEED, users=options.users
+                lifeboat, folder, 1, options.jobs, restore.SEED, alone=True, users=users
             )
-            table.add(f"restore a database of {megabytes} MiB, over half of it one table", results)
-        if options.tables:
-            results, megabytes = restore.compare(
-                lifeboat, folder, options.rounds, options.jobs, restore.SMALL, tables=options.tables
-            )
-            table.add(f"restore {options.tables} small tables, {megabytes} MiB", results)
+            table.add(f"restore a database of {megabytes} MiB", results)
+    if "warm" in wanted and lifeboat:
+        for users in growth:
+            results, megabytes = warm.recover(lifeboat, folder, users)
+            table.add(f"recover a database of {megabytes} MiB", results, compared=False)
     print(machine())
     print()
     table.print()

@@ -1,15 +1,12 @@
 """`postgres.restore` beside `gunzip -c | psql`, `psql -1` and `pg_restore -j`, on the same data and server."""
 
-import glob
 import os
-import pwd
 import shutil
-import socket
 import subprocess
-import tempfile
 
 from measure import Contender, interleaved
 from graphs import write
+from server import Server
 
 SEED = """
 create schema auth; create schema credits;
@@ -57,87 +54,11 @@ select format('alter table many.t%s add foreign key (parent) references many.t%s
     from generate_series(1, :tables, 4) n \\gexec
 """
 
-CONTENT = """
-select string_agg(line, E'\\n' order by line) from (
-    select format('%s.%s', schemaname, tablename) || ' ' || (xpath('/row/c/text()', query_to_xml(
-        format('select count(*) || '' '' || coalesce(sum(hashtextextended(t::text, 0)), 0) as c '
-               'from %I.%I t', schemaname, tablename), false, true, '')))[1]::text as line
-    from pg_tables where schemaname not in ('pg_catalog', 'information_schema')) lines
-"""
+def compare(lifeboat, folder, rounds, jobs, seed, settings=None, alone=False, **sizes):
+    """Contenders' results and the database's size in MiB; refuses to compare unequal restores.
 
-
-STATES = """
-select string_agg(line, E'\\n' order by line) from (
-    select format('%s %s %s', conrelid::regclass, conname, convalidated) as line from pg_constraint
-    union all select format('%s %s %s', indexrelid::regclass, indisvalid, indisready) from pg_index
-    where indexrelid >= 16384 and indexrelid::regclass::text not like 'pg\\_toast%') lines
-"""
-
-
-class Server:
-    """A throwaway PostgreSQL with its distribution's settings, as an operator finds it."""
-
-    def __enter__(self):
-        self.bin = max(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: int(path.split("/")[4]))
-        self.base = tempfile.mkdtemp(prefix="lifeboat-bench.", dir="/var/tmp")
-        os.chmod(self.base, 0o755)
-        self.data = os.path.join(self.base, "data")
-        os.mkdir(self.data, 0o700)
-        self.user = None
-        if os.geteuid() == 0:  # PostgreSQL refuses root
-            names = [entry.pw_name for entry in pwd.getpwall()]
-            self.user = "postgres" if "postgres" in names else "nobody"
-            shutil.chown(self.data, self.user)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        try:
-            self.server("initdb", "-D", self.data, "-U", "postgres", "--auth=trust", "--encoding=UTF8")
-            options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
-            self.server("pg_ctl", "-D", self.data, "-l", f"{self.data}/log", "-o", options, "-w", "start")
-        except BaseException:
-            shutil.rmtree(self.base)
-            raise
-        return self
-
-    def __exit__(self, *_):
-        self.server("pg_ctl", "-D", self.data, "-m", "immediate", "-w", "stop")
-        shutil.rmtree(self.base)
-
-    def server(self, program, *arguments):
-        drop = ["runuser", "-u", self.user, "--"] if self.user else []
-        subprocess.run(
-            [*drop, f"{self.bin}/{program}", *arguments],
-            check=True, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        )
-
-    def url(self, database="postgres"):
-        return f"postgres://postgres@127.0.0.1:{self.port}/{database}"
-
-    def psql(self, database, *arguments, text=None):
-        done = subprocess.run(
-            ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", self.url(database), *arguments],
-            check=True, input=text, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "PGOPTIONS": "-c client_min_messages=warning"},
-        )
-        return done.stdout.strip()
-
-    def fingerprint(self, database):
-        """Schema, rows with their hashes, sequences, constraints and indexes."""
-        schema = subprocess.run(
-            ["pg_dump", "-s", self.url(database)], check=True, stdout=subprocess.PIPE, text=True
-        ).stdout
-        # The key that newer dumps are fenced with differs by design.
-        schema = [line for line in schema.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
-        sequences = self.psql(
-            database, "-c", "select schemaname, sequencename, last_value from pg_sequences order by 1, 2"
-        )
-        return schema, self.psql(database, "-c", CONTENT), sequences, self.psql(database, "-c", STATES)
-
-
-def compare(lifeboat, folder, rounds, jobs, seed, **sizes):
-    """Contenders' results and the database's size in MiB; refuses to compare unequal restores."""
-    with Server() as server:
+    `alone`: beside `gunzip | psql` only."""
+    with Server(settings) as server:
         server.psql("postgres", "-c", "create database source")
         variables = [argument for name, size in sizes.items() for argument in ("-v", f"{name}={size}")]
         server.psql("source", *variables, text=seed)
@@ -221,4 +142,6 @@ def compare(lifeboat, folder, rounds, jobs, seed, **sizes):
                 by_lifeboat("lifeboat, one connection", "by_lifeboat_1", f"through psql; {whole}"),
                 *contenders,
             ]
+        if alone:
+            contenders = [it for it in contenders if it.name in ("lifeboat", "gunzip | psql")]
         return interleaved(contenders, rounds), megabytes

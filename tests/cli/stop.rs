@@ -114,7 +114,8 @@ fn a_run_that_waits_or_was_killed_is_called_off() {
     let run = bench.latest();
     let still = bench.ends(0, &["pause", &run]).stdout();
     assert!(still.contains("its process died"), "{still}");
-    bench.ends(0, &["cancel", &run]);
+    let told = bench.ends(130, &["cancel", &run, "--wait"]).stdout();
+    assert!(told.contains("`finally` has not run (tell)"), "{told}");
     assert_eq!(status(&bench)["status"], "cancelled");
     go(&bench);
 }

@@ -92,3 +92,89 @@ fn a_run_that_goes_on_is_not_taken_back() {
     std::fs::write(bench.path().join("go"), "").unwrap();
     child.wait().unwrap();
 }
+
+/// A step with a way back, after one that can be closed, before one that fails.
+const EDITED: &str = r#"
+lifeboat: 1
+plan: edited
+steps:
+  gate:
+    exec: { argv: [test, "!", -f, closed], effects: ["read file:closed"] }
+  make:
+    exec: { argv: [touch, made], effects: ["create file:made"] }
+    undo:
+      exec: { argv: [rm, made], effects: ["destroy file:made"] }
+  check:
+    exec: { argv: [test, -f, mended], effects: ["read file:mended"] }
+"#;
+
+fn foreseen(bench: &Bench) -> Value {
+    serde_json::from_str(&bench.ends(0, &["undo", "--dry-run", "--format", "json"]).stdout()).unwrap()
+}
+
+fn ids(list: &Value, key: &str) -> Vec<String> {
+    list.as_array().unwrap().iter().map(|it| it[key].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn what_was_sent_back_and_has_not_run_again_is_still_taken_back() {
+    let bench = Bench::new(&[("edited.yaml", EDITED)]);
+    bench.ends(1, &["run", "edited.yaml"]);
+    std::fs::write(bench.path().join("closed"), "").unwrap();
+    bench.ends(1, &["resume", "--rerun", "gate", "--because", "to look again"]);
+    assert!(there(&bench, "made"));
+    let seen = foreseen(&bench);
+    assert_eq!(ids(&seen["steps"], "id"), ["undo:make"], "{seen:#}");
+    bench.ends(0, &["undo"]);
+    assert!(!there(&bench, "made"));
+}
+
+#[test]
+fn what_an_earlier_plan_did_is_named_and_not_taken_back_by_the_words_of_another() {
+    let bench = Bench::new(&[
+        ("edited.yaml", EDITED),
+        ("other.yaml", &EDITED.replace("made", "other")),
+        ("without.yaml", &EDITED.replace("  make:", "  else:").replace("made", "else")),
+    ]);
+    bench.ends(1, &["run", "edited.yaml"]);
+    let order = |exit, words: &[&str]| {
+        bench.ends(exit, &[&["resume"], words, &["--because", "the plan was wrong"]].concat())
+    };
+    order(2, &["--plan", "other.yaml"]);
+    order(1, &["--plan", "other.yaml", "--accept", "make"]);
+    // `rm other` would be of a file that nobody made.
+    let none = bench.ends(2, &["undo", "--dry-run"]);
+    assert!(none.stderr().contains("did nothing that"), "{}", none.all());
+    // Gone with one edit and back with the next: what it did is not forgotten.
+    order(1, &["--plan", "without.yaml"]);
+    let refused = order(2, &["--plan", "edited.yaml"]);
+    assert!(refused.stderr().contains("`make`"), "{}", refused.all());
+    order(1, &["--plan", "edited.yaml", "--rerun", "make"]);
+    let seen = foreseen(&bench);
+    assert_eq!(ids(&seen["steps"], "id"), ["undo:make"], "{seen:#}");
+    assert_eq!(ids(&seen["stays"], "step"), ["else"], "{seen:#}");
+    insta::assert_snapshot!("undo-edited-status", bench.ends(0, &["status"]).page());
+    bench.ends(0, &["undo"]);
+    assert!(there(&bench, "else") && !there(&bench, "made"));
+    let report = bench.ends(0, &["report"]).stdout();
+    assert!(report.contains("the plan was edited since"), "{report}");
+}
+
+#[test]
+fn what_was_marked_done_unverified_is_asked_about_and_what_was_skipped_after_a_start_of_the_world() {
+    let plan = EDITED.replace("[touch, made]", "[sh, -c, 'touch made; exit 1']");
+    let bench = Bench::new(&[("edited.yaml", &plan)]);
+    bench.ends(1, &["run", "edited.yaml"]);
+    bench.ends(1, &["resume", "--mark-done", "make", "--unverified", "--because", "it is there"]);
+    let seen = foreseen(&bench);
+    assert_eq!(seen["decisions"][1]["action"], "ask", "{seen:#}");
+    bench.ends(4, &["undo"]);
+    bench.ends(0, &["approve", &bench.latest(), "undo:make"]);
+    bench.ends(0, &["undo"]);
+    assert!(!there(&bench, "made"));
+
+    bench.ends(1, &["run", "edited.yaml"]);
+    bench.ends(1, &["resume", "--skip", "make", "--because", "not needed"]);
+    let seen = foreseen(&bench);
+    assert!(matches!(seen["decisions"][1]["action"].as_str(), Some("ask" | "undo")), "{seen:#}");
+}

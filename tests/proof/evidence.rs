@@ -92,6 +92,11 @@ fn a_run_vouches_for_its_plans_inputs_and_logs() {
     assert!(bench.ends(1, &["audit"]).stdout().contains("plan/added.yaml"));
     std::fs::remove_file(folder.join("plan/added.yaml")).unwrap();
     bench.ends(0, &["audit"]);
+    // The copy of an edited plan is kept before its record: one that was never recorded says nothing of the run.
+    std::fs::create_dir(folder.join("plan.7")).unwrap();
+    std::fs::write(folder.join("plan.7/other.yaml"), "x").unwrap();
+    let audited = json(&bench.ends(0, &["audit", "--format", "json"]));
+    assert_eq!(audited["unvouched"], serde_json::json!(["plan.7/other.yaml"]));
 }
 
 #[test]
@@ -234,5 +239,19 @@ fn a_hostile_archive_touches_nothing() {
     header.set_cksum();
     huge.extend_from_slice(header.as_bytes());
     std::fs::write(there.path().join("hostile.tar"), huge).unwrap();
-    assert!(said(&there.ends(1, &["audit", "hostile.tar"])).contains("more than"));
+    assert!(said(&there.ends(1, &["audit", "hostile.tar"])).contains("larger than"));
+    // A name that is longer than any memory, and extensions that no bundle has.
+    for (kind, size) in [(tar::EntryType::GNULongName, 1_u64 << 40), (tar::EntryType::XHeader, 1 << 40)] {
+        let mut long = archive(&[first]);
+        long.truncate(long.len() - 1024);
+        let mut header = tar::Header::new_gnu();
+        header.set_path("././@LongLink").unwrap();
+        header.set_entry_type(kind);
+        header.set_size(size);
+        header.set_cksum();
+        long.extend_from_slice(header.as_bytes());
+        long.resize(long.len() + (64 << 20), b'x');
+        std::fs::write(there.path().join("hostile.tar"), long).unwrap();
+        assert!(said(&there.ends(1, &["audit", "hostile.tar"])).contains("no plain file"));
+    }
 }

@@ -148,7 +148,13 @@ fn a_container_that_was_made_anew_under_its_name() {
     begin(&bench);
     docker(&["rm", "-f", &name]);
     run();
-    refused(&bench, &[&format!("container:docker/{name} is not what this run began on"), "its id was"]);
+    refused(&bench, &[&format!("container:docker/{name} is not what this run began on"), "its id was", "--rerun"]);
+    // What noted it takes what is there now, when it is told to run again.
+    bench.ends(1, &["resume", "--rerun", "look", "--because", "it was made anew on purpose"]);
+    bench.ends(1, &["resume"]);
+    docker(&["rm", "-f", &name]);
+    run();
+    refused(&bench, &["its id was"]);
     docker(&["rm", "-f", &name]);
     // Nothing is there: that is for the steps to say, and none needs it any more.
     mended(&bench);
