@@ -24,5 +24,7 @@ mod postgres;
 mod redis_server;
 #[path = "kill/scenario_1.rs"]
 mod scenario_1;
+#[path = "kill/undo.rs"]
+mod undo;
 #[path = "kill/world.rs"]
 mod world;

@@ -15,10 +15,10 @@ use super::Context;
 use super::objective::Durations;
 use crate::failure::Failure;
 use crate::plan::{Known, Plan, PlannedStep};
-use crate::record::event::EffectRecord;
+use crate::record::event::{EffectRecord, StepHeader};
 use crate::secret::{MASK, Redactor};
 use crate::service::Services;
-use crate::step::effect::{Access, Effect};
+use crate::step::effect::{Access, Effect, Resource};
 use crate::step::world::World;
 use crate::step::{Action, Certainty, Preview, PreviewCx, Trouble};
 
@@ -215,6 +215,26 @@ pub fn masked_inputs(plan: &Plan) -> BTreeMap<String, Value> {
 }
 
 impl PreviewReport {
+    /// What stands in the way of the steps that touch what `cut` touched may be what it left half done.
+    pub(super) fn behind(&mut self, cut: &StepHeader) {
+        let touches = |effect: &EffectRecord| {
+            let resource = Resource::from(effect.resource.as_str());
+            cut.effects.iter().any(|other| Resource::from(other.resource.as_str()).overlaps(&resource))
+        };
+        let blocked = Action::Blocked.as_str();
+        let steps = self.steps.iter_mut().filter(|step| step.id != cut.id && step.action == blocked);
+        for step in steps.filter(|step| step.effects.iter().any(touches)) {
+            Action::Change.as_str().clone_into(&mut step.action);
+            Certainty::Undetermined.as_str().clone_into(&mut step.certainty);
+            step.summary = format!("can't be foreseen, because `{}` was cut off: {}", cut.id, step.summary);
+            step.problems.iter_mut().for_each(|problem| problem.blocks = false);
+        }
+        if self.blocked().next().is_none() {
+            self.verdict = PreviewVerdict::Clear;
+        }
+        self.impact = Impact::of(&self.steps);
+    }
+
     /// Whether something is in the way.
     pub fn is_blocked(&self) -> bool {
         self.verdict == PreviewVerdict::Blocked

@@ -202,7 +202,15 @@ async fn prepare(
         return Err(EngineError::NothingToUndo(state.header.run.clone()));
     }
     let known = known(cx, &whole, state, &decisions);
-    let preview = preview::foresee(&foreseeable, known, Some(services)).await;
+    let mut preview = preview::foresee(&foreseeable, known, Some(services)).await;
+    // A database whose door an attempt closed can't be looked into until that is cleaned up, which a dry-run doesn't.
+    let goes_on = |step: &StepState| {
+        let action = whole.steps.iter().find(|planned| planned.id.as_str() == step.header.id).and_then(decided);
+        services.is_read_only() || matches!(action, Some(DecisionAction::Continue | DecisionAction::Wait))
+    };
+    for cut in state.steps.iter().filter(|step| step.is_open_ended() && goes_on(step)) {
+        preview.behind(&cut.header);
+    }
     Ok(Prepared { whole, rest, decisions, resolved, preview })
 }
 

@@ -5,20 +5,20 @@ use serde_json::{Value, json};
 use crate::harness::{every_point, twice};
 use crate::world::{Case, World};
 
-fn engine() -> String {
+pub fn engine() -> String {
     std::env::var("LIFEBOAT_TEST_DOCKER").expect("LIFEBOAT_TEST_DOCKER: start the services with `just services-up`")
 }
 
-fn docker(args: &[&str]) -> String {
+pub fn docker(args: &[&str]) -> String {
     let output = std::process::Command::new("docker").args(["-H", &engine()]).args(args).output().unwrap();
     assert!(output.status.success(), "docker {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-const IMAGE: &str = "lifeboat-test/busybox:1";
-const STAY: &str = "trap 'exit 0' TERM; while :; do sleep 0.05; done";
+pub const IMAGE: &str = "lifeboat-test/busybox:1";
+pub const STAY: &str = "trap 'exit 0' TERM; while :; do sleep 0.05; done";
 
-fn make(name: &str, start: bool) {
+pub fn make(name: &str, start: bool) {
     let how: &[&str] = if start { &["run", "-d"] } else { &["create"] };
     docker(&[how, &["--network", "none", "--name", name, IMAGE, "/bin/busybox", "sh", "-c", STAY]].concat());
 }
@@ -78,15 +78,17 @@ const CONTAINERS: Case = Case {
         "exec.stdout?",
         "exec.stderr?",
     ],
+    // A container that was started is looked at for two seconds.
+    waits: 3,
     ..Case::PLAIN
 };
 
 #[test]
 fn containers_are_as_if_nothing_had_happened() {
-    every_point(&CONTAINERS, 20);
+    every_point(&CONTAINERS, 12);
 }
 
 #[test]
 fn containers_are_as_if_nothing_had_happened_killed_twice() {
-    twice(&CONTAINERS, 40);
+    twice(&CONTAINERS, 30);
 }

@@ -1,6 +1,6 @@
 //! Runs a plan unbroken, then once for each point at which it is killed, and compares.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,10 +8,22 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use crate::stage::said;
 use crate::world::{Case, World, run_id};
 
 /// How often a run may be gone on with before that is a fault.
 const TURNS: usize = 12;
+
+/// What a run comes to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Way {
+    /// It is killed, and gone on with until it is through.
+    Resume,
+    /// It ends by itself; then it is taken back, and that is killed.
+    Undo,
+    /// It is killed, and taken back at once.
+    UndoAtOnce,
+}
 
 /// What came of a run that was brought to its end, in words that are the same in each world.
 #[derive(Debug, PartialEq)]
@@ -32,11 +44,11 @@ pub fn all() -> bool {
     std::env::var_os("LIFEBOAT_KILL_ALL").is_some()
 }
 
-/// Kills the run at each point in turn (in a sample: at each of another name, and at every `stride`-th).
+/// Kills the run at each point in turn (in a sample: at every `stride`-th).
 pub fn every_point(case: &Case, stride: usize) {
     let (began, unbroken) = (Instant::now(), unbroken(case));
     let points = unbroken.points();
-    let kills: Vec<_> = chosen(&points, stride).into_iter().map(|at| unbroken.kill(at)).collect();
+    let kills: Vec<_> = chosen(points.len(), stride).into_iter().map(|at| unbroken.kill(at)).collect();
     try_all(case, "killed once", &unbroken, points.len(), &kills, began);
 }
 
@@ -44,8 +56,7 @@ pub fn every_point(case: &Case, stride: usize) {
 pub fn twice(case: &Case, stride: usize) {
     let (began, unbroken) = (Instant::now(), unbroken(case));
     let points = unbroken.points().len();
-    let stride = if all() { 1 } else { stride };
-    let kills = (1..=points).skip(stride / 2).step_by(stride).map(|first| {
+    let kills = chosen(points, stride).into_iter().map(|first| {
         let mut kills = unbroken.kill(first);
         // Another one for each first one; what the resume has fewer of, it passes unharmed.
         kills.push(1 + first * 37 % (points + 8 - first).clamp(8, 120));
@@ -63,8 +74,30 @@ pub fn every_point_of_the_resume(case: &Case, name: &str, stride: usize) {
     let resumed = go(case, &first).unwrap_or_else(|error| panic!("{}, killed at {first:?}: {error}", case.name));
     let points = &resumed.passed[first.len()];
     let kills: Vec<_> =
-        chosen(points, stride).into_iter().map(|second| [first.as_slice(), &[second]].concat()).collect();
+        chosen(points.len(), stride).into_iter().map(|second| [first.as_slice(), &[second]].concat()).collect();
     try_all(case, "killed in the resume", &unbroken, points.len(), &kills, began);
+}
+
+/// Lets the run end, takes it back, and kills that at each of its points in turn.
+pub fn every_point_of_the_undo(case: &Case, stride: usize) {
+    every_point(&Case { way: Way::Undo, ..*case }, stride);
+}
+
+/// Kills the undo, and the one that goes on with it.
+pub fn undone_twice(case: &Case, stride: usize) {
+    twice(&Case { way: Way::Undo, ..*case }, stride);
+}
+
+/// Kills the run at each point in turn, and takes it back at once: all must be as it was before.
+pub fn undone_at_once(case: &Case, stride: usize) {
+    let (began, mut unbroken) = (Instant::now(), unbroken(case));
+    let world = World::new(case);
+    unbroken.end = End { report: Value::Null, world: same(&world, "", &world.look(case)) };
+    drop(world);
+    let points = unbroken.points();
+    let kills: Vec<_> = chosen(points.len(), stride).into_iter().map(|at| vec![at]).collect();
+    let at_once = Case { way: Way::UndoAtOnce, ..*case };
+    try_all(&at_once, "killed and taken back", &unbroken, points.len(), &kills, began);
 }
 
 fn unbroken(case: &Case) -> Went {
@@ -97,23 +130,26 @@ impl Went {
     }
 }
 
-/// A point that every step passes: in a sample it is tried where its turn comes.
-fn is_the_engines(name: &str) -> bool {
-    ["journal", "state file", "note", "step"].iter().any(|of| name.starts_with(of))
+/// Of each sample's points, which come first: others each day, so that all have their turn. `LIFEBOAT_KILL_TURN` names a day's.
+pub fn turn() -> usize {
+    static TURN: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| {
+        let days = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs() / 86_400);
+        let named = std::env::var("LIFEBOAT_KILL_TURN").ok().and_then(|turn| turn.parse().ok());
+        named.unwrap_or_else(|| usize::try_from(days).unwrap_or(0))
+    });
+    *TURN
 }
 
-/// The points to try: counted from 1.
-pub fn chosen(points: &[String], stride: usize) -> Vec<usize> {
+/// The points to try, counted from 1 and spread evenly.
+pub fn chosen(points: usize, stride: usize) -> Vec<usize> {
     let stride = if all() { 1 } else { stride };
-    let mut seen = HashSet::new();
-    let is_new: Vec<bool> = points.iter().map(|name| seen.insert(name) && !is_the_engines(name)).collect();
-    (1..=points.len()).filter(|at| is_new[at - 1] || at % stride == stride / 2).collect()
+    (1 + turn() % stride..=points).step_by(stride).collect()
 }
 
 fn try_all(case: &Case, how: &str, unbroken: &Went, points: usize, kills: &[Vec<usize>], began: Instant) {
     let next = AtomicUsize::new(0);
     let faults = Mutex::new(Vec::new());
-    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8) * case.waits;
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
@@ -131,8 +167,9 @@ fn try_all(case: &Case, how: &str, unbroken: &Went, points: usize, kills: &[Vec<
     });
     let faults = faults.into_inner().unwrap();
     println!(
-        "{}, {how}: {} of {points} points, {} faults, {:.1} s",
+        "{}, {how} (turn {}): {} of {points} points, {} faults, {:.1} s",
         case.name,
+        turn(),
         kills.len(),
         faults.len(),
         began.elapsed().as_secs_f64()
@@ -174,26 +211,36 @@ fn go(case: &Case, kills: &[usize]) -> Result<Went, String> {
     let world = World::new(case);
     let mut run = run_id();
     let mut passed = Vec::new();
-    let mut said = String::new();
+    let mut told = String::new();
     let mut locked = 0;
+    let begin = ["run", "plan.yaml", "--env", "world.yaml", "--yes", "--jobs", "1", "--run-id"];
+    if case.way == Way::Undo {
+        let (output, _) = world.lifeboat(&[begin.as_slice(), &[&run]].concat(), None);
+        if !matches!(output.status.code(), Some(0 | 1)) {
+            return Err(format!("before the undo: {}", said(&output)));
+        }
+    }
     while passed.len() < TURNS {
         let turn = passed.len();
         let report = report(&world, &run);
         match report.as_ref().map(|report| report["status"].as_str().unwrap_or_default()) {
-            Some("succeeded") => return end(case, &world, &run, &report.unwrap_or_default(), passed),
+            Some(status) if case.is_through(status) => {
+                return end(case, &world, &run, &report.unwrap_or_default(), passed);
+            }
             Some("waiting") => answer(case, &world, &run, &report.unwrap_or_default())?,
             // Nothing of it was kept: it never began, and another one may.
+            None if turn > 0 && case.way == Way::UndoAtOnce => {
+                return end(case, &world, &run, &Value::Null, passed);
+            }
             None if turn > 0 => run = run_id(),
             _ => {}
         }
         let kill = kills.get(turn).copied().filter(|at| *at > 0);
+        let go_on = if case.way == Way::Resume { "resume" } else { "undo" };
         let (output, points) = if has_begun(&world, &run) {
-            world.lifeboat(&["resume", &run, "--yes", "--jobs", "1"], kill)
+            world.lifeboat(&[go_on, &run, "--yes", "--jobs", "1"], kill)
         } else {
-            world.lifeboat(
-                &["run", "plan.yaml", "--env", "world.yaml", "--yes", "--jobs", "1", "--run-id", &run],
-                kill,
-            )
+            world.lifeboat(&[begin.as_slice(), &[&run]].concat(), kill)
         };
         if output.status.code() == Some(5) && locked < 100 {
             // Another test changes the whole server.
@@ -202,19 +249,17 @@ fn go(case: &Case, kills: &[usize]) -> Result<Went, String> {
             continue;
         }
         passed.push(points);
-        said = format!(
-            "{}\n{}{}",
-            output.status,
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
+        told = said(&output);
+        if case.way == Way::UndoAtOnce && told.contains("did nothing that `lifeboat undo` can take back") {
+            return end(case, &world, &run, &Value::Null, passed);
+        }
         let as_planned = kill.is_some() && output.status.signal() == Some(9);
         if !as_planned && !matches!(output.status.code(), Some(0 | 4)) {
             let last: Vec<_> = passed.iter().map(|points| points.last()).collect();
-            return Err(format!("process {}: {said}\n    last points: {last:?}", turn + 1));
+            return Err(format!("process {}: {told}\n    last points: {last:?}", turn + 1));
         }
     }
-    Err(format!("not at its end after {TURNS} turns: {said}"))
+    Err(format!("not at its end after {TURNS} turns: {told}"))
 }
 
 /// Whether there is a complete record of it.
@@ -249,9 +294,15 @@ fn answer(case: &Case, world: &World, run: &str, report: &Value) -> Result<(), S
 
 /// What is compared, read when all is done.
 fn end(case: &Case, world: &World, run: &str, report: &Value, passed: Vec<Vec<String>>) -> Result<Went, String> {
-    let (output, _) = world.lifeboat(&["audit", run], None);
-    if !output.status.success() {
-        return Err(format!("audit: {}", String::from_utf8_lossy(&output.stderr)));
+    if has_begun(world, run) {
+        let (output, _) = world.lifeboat(&["audit", run], None);
+        if !output.status.success() {
+            return Err(format!("audit: {}", said(&output)));
+        }
+    }
+    if case.way == Way::UndoAtOnce {
+        let end = End { report: Value::Null, world: same(world, run, &world.look(case)) };
+        return Ok(Went { end, passed });
     }
     let mut steps = BTreeMap::new();
     for step in report["steps"].as_array().unwrap() {
@@ -266,13 +317,18 @@ fn end(case: &Case, world: &World, run: &str, report: &Value, passed: Vec<Vec<St
         }
         steps.insert(id.to_owned(), json!({ "state": step["state"], "outputs": outputs }));
     }
-    let times = regex::Regex::new(r"\d{4}-\d\d-\d\dT[\d:.]+Z").unwrap();
-    let same = |value: &Value| {
-        let text = value.to_string().replace(run, "RUN").replace(&world.prefix, "W");
-        let text = text.replace(&*world.folder.path().to_string_lossy(), "FOLDER");
-        let text = times.replace_all(&text, "TIME");
-        serde_json::from_str(&text).unwrap()
-    };
     let report = json!({ "status": report["status"], "steps": steps });
-    Ok(Went { end: End { report: same(&report), world: same(&world.look(case)) }, passed })
+    let end = End { report: same(world, run, &report), world: same(world, run, &world.look(case)) };
+    Ok(Went { end, passed })
+}
+
+/// In words that are the same in each world.
+fn same(world: &World, run: &str, value: &Value) -> Value {
+    let times = regex::Regex::new(r"\d{4}-\d\d-\d\dT[\d:.]+Z").unwrap();
+    let mut text = value.to_string().replace(&world.prefix, "W");
+    if !run.is_empty() {
+        text = text.replace(run, "RUN");
+    }
+    let text = text.replace(&*world.folder.path().to_string_lossy(), "FOLDER");
+    serde_json::from_str(&times.replace_all(&text, "TIME")).unwrap()
 }

@@ -63,17 +63,17 @@ fn rows(world: &World) -> Value {
 
 #[test]
 fn rows_are_changed_exactly_once() {
-    every_point(&ROWS, 12);
+    every_point(&ROWS, 24);
 }
 
 #[test]
 fn rows_are_changed_exactly_once_killed_twice() {
-    twice(&ROWS, 25);
+    twice(&ROWS, 45);
 }
 
 #[test]
 fn rows_are_changed_exactly_once_killed_in_the_resume() {
-    every_point_of_the_resume(&ROWS, "sql COMMIT: after", 12);
+    every_point_of_the_resume(&ROWS, "sql COMMIT: after", 23);
 }
 
 /// A database made, filled, put in another's place; the old one is kept, and a third is dropped.
@@ -198,10 +198,10 @@ fn bucket(world: &World) -> String {
 
 #[test]
 fn backups_are_whole_or_not_there() {
-    every_point(&BACKUPS, 40);
+    every_point(&BACKUPS, 50);
 }
 
 #[test]
 fn backups_are_whole_or_not_there_killed_twice() {
-    twice(&BACKUPS, 60);
+    twice(&BACKUPS, 90);
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::harness::Way;
 use crate::support::{Databases, connect, postgres_url, unique};
 
 /// A plan with what it needs, and what is compared.
@@ -24,6 +25,10 @@ pub struct Case {
     pub varying: &'static [&'static str],
     /// Steps of which nobody can tell: people are asked, and say that they are to run again.
     pub may_ask: &'static [&'static str],
+    /// How many worlds a core has at once: more than one, where a plan waits for most of its time.
+    pub waits: usize,
+    /// What its run comes to.
+    pub way: Way,
 }
 
 impl Case {
@@ -35,7 +40,14 @@ impl Case {
         look: |_| Value::Null,
         varying: &[],
         may_ask: &[],
+        waits: 1,
+        way: Way::Resume,
     };
+
+    /// Whether the run is at its end.
+    pub fn is_through(&self, status: &str) -> bool {
+        status == if self.way == Way::Resume { "succeeded" } else { "undone" }
+    }
 }
 
 pub struct World {
