@@ -4,6 +4,7 @@
 //! `sslrootcert`, password files) is read here and taken out of the URI before.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use tokio_postgres::config::{Config, Host, SslMode};
@@ -33,10 +34,10 @@ pub(super) struct TlsSettings {
 pub(super) enum Mode {
     /// Never protected.
     Disable,
-    /// Protected where the server can, without knowing who answers: libpq's default.
+    /// Protected where the server can, without knowing who answers: libpq's default, and ours on this machine.
     #[default]
     Prefer,
-    /// Protected, by a server whose certificate and name are right.
+    /// Protected, by a server whose certificate and name are right: the default elsewhere.
     Require,
     /// Protected, by a server whose certificate is right, whatever its name.
     VerifyCa,
@@ -72,6 +73,16 @@ impl Mode {
     }
 }
 
+/// Whether all of its hosts are this machine.
+fn is_near(config: &Config) -> bool {
+    let hosts = config.get_hosts().iter().all(|host| match host {
+        Host::Tcp(name) => name == "localhost" || name.parse().is_ok_and(|address: IpAddr| address.is_loopback()),
+        Host::Unix(_) => true,
+    });
+    let addresses = config.get_hostaddrs();
+    if addresses.is_empty() { hosts } else { addresses.iter().all(IpAddr::is_loopback) }
+}
+
 impl fmt::Debug for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.place())
@@ -86,6 +97,7 @@ impl Address {
         }
         let (base, query) = uri.split_once('?').unwrap_or((uri, ""));
         let mut tls = TlsSettings::default();
+        let mut mode = None;
         let mut pass_file = std::env::var_os("PGPASSFILE").map(PathBuf::from);
         let (mut cert, mut key) = (None, None);
         let mut rest = Vec::new();
@@ -93,7 +105,7 @@ impl Address {
             let (name, raw) = pair.split_once('=').unwrap_or((pair, ""));
             let value = percent_decode(raw);
             match name {
-                "sslmode" => tls.mode = Mode::parse(&value)?,
+                "sslmode" => mode = Some(Mode::parse(&value)?),
                 "sslrootcert" if value == "system" => tls.root_cert = None,
                 "sslrootcert" => tls.root_cert = Some(PathBuf::from(value)),
                 "sslcert" => cert = Some(PathBuf::from(value)),
@@ -113,6 +125,8 @@ impl Address {
         let mut config: Config = plain
             .parse()
             .map_err(|error: tokio_postgres::Error| format!("`url` is not a connection URI: {}", cause(&error)))?;
+        // Verified unless the url says otherwise; what never leaves this machine need not be.
+        tls.mode = mode.unwrap_or(if is_near(&config) { Mode::Prefer } else { Mode::Require });
         config.ssl_mode(match tls.mode {
             Mode::Disable => SslMode::Disable,
             Mode::Prefer => SslMode::Prefer,
@@ -221,6 +235,23 @@ mod tests {
         assert_eq!(address.tls.root_cert, Some(PathBuf::from("/etc/a b.pem")));
         assert_eq!(address.config.get_connect_timeout(), Some(&std::time::Duration::from_secs(3)));
         assert_eq!(address.place(), "db.example:6432");
+    }
+
+    #[test]
+    fn a_server_elsewhere_is_verified_unless_the_uri_says_otherwise() {
+        for (uri, mode) in [
+            ("postgres://u@db.example/x", Mode::Require),
+            ("postgres://u@192.0.2.1/x", Mode::Require),
+            ("postgres://u@127.0.0.1,db.example/x", Mode::Require),
+            ("postgres://u@localhost/x?hostaddr=192.0.2.1", Mode::Require),
+            ("postgres://u@db.example/x?sslmode=prefer", Mode::Prefer),
+            ("postgres://u@localhost/x", Mode::Prefer),
+            ("postgres://u@[::1]/x", Mode::Prefer),
+            ("postgres://u@%2Frun%2Fpostgresql/x", Mode::Prefer),
+            ("postgres:///x", Mode::Prefer),
+        ] {
+            assert_eq!(Address::parse(uri).unwrap().tls.mode, mode, "{uri}");
+        }
     }
 
     #[test]

@@ -119,14 +119,20 @@ fn chain(error: &Error) -> String {
 fn advice(error: &Error) -> Option<&'static str> {
     let Some(code) = error.code() else {
         let words = chain(error);
-        return if words.contains("certificate") {
+        return if words.contains("certificate") && words.contains("expired") {
+            Some("renew the server's certificate, or set this machine's clock right")
+        } else if words.contains("certificate") && words.contains("not valid for") {
+            Some("name the server in the target's url as its certificate does, or set `sslmode=verify-ca`")
+        } else if words.contains("certificate") {
             Some(
                 "name the authority's file as `sslrootcert` in the target's url, or set `sslmode=prefer` to do without verification",
             )
         } else if words.contains("password missing") {
             Some("put the password into the target's url (from `env.NAME`) or a password file (PGPASSFILE)")
         } else if words.contains("TLS") || words.contains("tls") {
-            Some("the server offers no TLS: set `sslmode=prefer` or `sslmode=disable` in the target's url")
+            Some(
+                "the server offers no TLS: turn it on there, or set `sslmode=disable` in the target's url if nobody else is on the way",
+            )
         } else if is_transient(error) {
             Some("see that the server runs and that host and port in the target's url are right")
         } else {

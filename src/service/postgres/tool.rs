@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::Server;
+use super::address::Mode;
 use crate::failure::Failure;
 use crate::service::process::Command;
 
@@ -143,12 +144,18 @@ impl Server {
             ("PGDATABASE", database.unwrap_or(&self.settings().maintenance_database).into()),
             ("PGAPPNAME", self.label().into()),
             ("PGCONNECT_TIMEOUT", "10".into()),
-            ("PGSSLMODE", address.tls.mode.as_str().into()),
         ];
+        // libpq's own `require` verifies nothing, and what it trusts without a file is nobody.
+        let authorities = address.tls.root_cert.clone().or_else(system_authorities);
+        let mode = match (address.tls.mode, &authorities) {
+            (Mode::Require, Some(_)) => Mode::VerifyFull,
+            (mode, _) => mode,
+        };
+        env.push(("PGSSLMODE", mode.as_str().into()));
         if let Some(password) = address.config.get_password() {
             env.push(("PGPASSWORD", String::from_utf8_lossy(password).into_owned().into()));
         }
-        if let Some(file) = &address.tls.root_cert {
+        if let (Some(file), Mode::Require | Mode::VerifyCa | Mode::VerifyFull) = (authorities, mode) {
             env.push(("PGSSLROOTCERT", file.into()));
         }
         if let Some((cert, key)) = &address.tls.client_cert {
@@ -157,6 +164,13 @@ impl Server {
         }
         env
     }
+}
+
+/// The file of the authorities that this machine trusts, where the usual systems keep it.
+fn system_authorities() -> Option<PathBuf> {
+    let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    let usual = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+    named.into_iter().chain(usual.map(PathBuf::from)).find(|file| file.is_file())
 }
 
 #[cfg(test)]
