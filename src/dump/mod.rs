@@ -14,6 +14,7 @@ pub mod manifest;
 pub mod outline;
 pub mod parallel;
 pub mod proof;
+pub mod proven;
 pub mod rows;
 pub mod source;
 pub mod statement;

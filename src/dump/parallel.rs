@@ -246,8 +246,8 @@ impl Parallel<'_> {
         let mut builder = build::Builder::new(self, total).await?;
         for task in tasks {
             match task {
-                Task::Indexes(builds) => builder.run(builds, false).await?,
-                Task::ForeignKeys(builds) => builder.run(builds, true).await?,
+                Task::Indexes(builds) => builder.indexes(builds).await?,
+                Task::ForeignKeys(builds) => builder.foreign_keys(builds).await?,
                 Task::Ordered(statements) => ordered.all(statements, false).await?,
                 Task::Last(statements) => ordered.all(statements, true).await?,
             }

@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::compression::Compression;
 use super::manifest::{Format, Manifest};
+use super::proven;
 use super::source::{PIECE, Source};
 use super::survey::{PlainReader, Survey};
 use crate::failure::Failure;
@@ -75,6 +76,7 @@ pub async fn prove(
         manifest,
     };
     proof.fits_manifest()?;
+    proven::keep(storage, &proof);
     Ok(proof)
 }
 
@@ -231,7 +233,7 @@ impl Proof {
         }
     }
 
-    fn fits_manifest(&self) -> Result<(), Failure> {
+    pub(super) fn fits_manifest(&self) -> Result<(), Failure> {
         let Some(manifest) = &self.manifest else { return Ok(()) };
         let path = &self.object.path;
         if let Some(sha256) = &self.sha256 {

@@ -1,7 +1,7 @@
 //! Indexes, keys and foreign keys, several at a time: each statement is its own
 //! transaction, and what an earlier attempt built is known by its name.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -20,8 +20,8 @@ pub struct Builder<'a> {
     journal: &'a dyn Journal,
     idle: Vec<Session>,
     jobs: usize,
-    /// What an earlier attempt built: schema, table, name.
-    there: BTreeSet<(String, String, String)>,
+    /// What an earlier attempt built: schema, table, name; and whether it was validated.
+    there: BTreeMap<(String, String, String), bool>,
     /// Whether there was an earlier attempt.
     resumed: bool,
     done: u64,
@@ -41,21 +41,46 @@ impl<'a> Builder<'a> {
         }
         let there = match idle.first() {
             Some(session) if !of.done.is_nothing() => there(session).await?,
-            _ => BTreeSet::new(),
+            _ => BTreeMap::new(),
         };
         Ok(Self { journal: &*of.journal, idle, jobs, there, resumed: !of.done.is_nothing(), done: 0, total })
     }
 
-    /// Builds all of it; `in_order` where those that share a table must keep their order.
-    pub async fn run(&mut self, builds: Vec<Build>, in_order: bool) -> Result<(), Failure> {
-        let mut waiting = vec![];
-        for build in builds {
-            if self.is_there(&build) {
-                self.done += 1;
-            } else {
-                waiting.push(build);
+    /// Builds all of it, in any order.
+    pub async fn indexes(&mut self, builds: Vec<Build>) -> Result<(), Failure> {
+        let builds = builds.into_iter().filter(|build| self.is_missing(build, false)).collect();
+        self.run(builds, false).await
+    }
+
+    /// Makes foreign keys, those of one table in their order. To look through the rows takes long, and locks little:
+    /// that comes apart, side by side also for those that refer to one table.
+    pub async fn foreign_keys(&mut self, builds: Vec<Build>) -> Result<(), Failure> {
+        let partitioned = match self.idle.first() {
+            Some(session) => partitioned(session).await?,
+            None => BTreeSet::new(),
+        };
+        let (mut made, mut looked_through) = (vec![], vec![]);
+        for mut build in builds {
+            if let Some(look) = build.apart(&partitioned) {
+                if self.is_missing(&look, true) {
+                    looked_through.push(look);
+                }
+                // Counted once it is validated.
+                if self.knows(&build).is_some() {
+                    continue;
+                }
+                build.counts = false;
+                made.push(build);
+            } else if self.is_missing(&build, false) {
+                made.push(build);
             }
         }
+        self.run(made, true).await?;
+        looked_through.sort_by_key(|build| std::cmp::Reverse(build.rows));
+        self.run(looked_through, false).await
+    }
+
+    async fn run(&mut self, mut waiting: Vec<Build>, in_order: bool) -> Result<(), Failure> {
         let mut running: Vec<(usize, Build)> = vec![];
         let mut answers = FuturesUnordered::new();
         let mut next = 0;
@@ -97,18 +122,24 @@ impl<'a> Builder<'a> {
             let Some(answer) = answers.next().await else { break };
             let (number, session) = answer?;
             self.idle.push(session);
-            running.retain(|(own, _)| *own != number);
-            self.done += 1;
+            let ended = running.iter().position(|(own, _)| *own == number).map(|at| running.swap_remove(at));
+            self.done += u64::from(ended.is_some_and(|(_, build)| build.counts));
         }
         Ok(())
     }
 
-    fn is_there(&self, build: &Build) -> bool {
+    /// Whether it must be built still; what needn't counts as done.
+    fn is_missing(&mut self, build: &Build, validated: bool) -> bool {
+        let there = self.knows(build).is_some_and(|is| is || !validated);
+        self.done += u64::from(there);
+        !there
+    }
+
+    /// Whether an earlier attempt validated it, if it built it.
+    fn knows(&self, build: &Build) -> Option<bool> {
         let (schema, table) = &build.table;
         // Without its schema it isn't known which one is meant: it is built, and the server says if it is there.
-        schema
-            .as_ref()
-            .is_some_and(|schema| self.there.contains(&(schema.clone(), table.clone(), build.name.clone())))
+        self.there.get(&(schema.clone()?, table.clone(), build.name.clone())).copied()
     }
 }
 
@@ -128,21 +159,31 @@ fn conflict(one: &Build, other: &Build) -> bool {
     !(one.shares && other.shares) && one.locks.iter().any(|table| other.locks.contains(table))
 }
 
-/// Indexes and constraints that are there. Each was built in one transaction: none is there by halves.
-async fn there(session: &Session) -> Result<BTreeSet<(String, String, String)>, Failure> {
+/// Tables with partitions, by schema and name: a foreign key of or to one is made and validated at once, since
+/// PostgreSQL takes no `NOT VALID` there, or keeps it for the partitions.
+async fn partitioned(session: &Session) -> Result<BTreeSet<(String, String)>, Failure> {
+    let sql = "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c \
+                 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'p'";
+    let found = session.rows("look which tables have partitions", sql, &[]).await?;
+    Ok(found.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Indexes and constraints that are there, and whether they are validated. Each was built in one transaction: none
+/// is there by halves.
+async fn there(session: &Session) -> Result<BTreeMap<(String, String, String), bool>, Failure> {
     let attempted = "look what an earlier attempt built";
-    let sql = "SELECT n.nspname::text, t.relname::text, i.relname::text \
+    let sql = "SELECT n.nspname::text, t.relname::text, i.relname::text, true \
                  FROM pg_catalog.pg_index x JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid \
                  JOIN pg_catalog.pg_class t ON t.oid = x.indrelid JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace \
                 WHERE n.nspname <> 'pg_catalog' AND n.nspname <> 'pg_toast' \
                   AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint c WHERE c.conindid = x.indexrelid AND c.contype IN ('p', 'u', 'x')) \
                UNION ALL \
-               SELECT n.nspname::text, t.relname::text, c.conname::text \
+               SELECT n.nspname::text, t.relname::text, c.conname::text, c.convalidated \
                  FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_class t ON t.oid = c.conrelid \
                  JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace \
                 WHERE c.contype IN ('p', 'u', 'x', 'f')";
     let found = session.rows(attempted, sql, &[]).await?;
-    Ok(found.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
+    Ok(found.iter().map(|row| ((row.get(0), row.get(1), row.get(2)), row.get(3))).collect())
 }
 
 /// More memory for sorting than most servers give, as long as few connections take it.

@@ -1,10 +1,11 @@
 //! What follows the rows, arranged: what may be built side by side, and what keeps its place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::manifest::table_name;
 use super::super::outline::{Name, Part};
 use super::split::Statement;
+use crate::service::postgres::ident;
 
 /// What is done next, all of it before what follows.
 #[derive(Debug)]
@@ -36,6 +37,41 @@ pub struct Build {
     pub alone: bool,
     /// Rows of its table.
     pub rows: u64,
+    /// Whether it is one of those that the restore tells of.
+    pub counts: bool,
+}
+
+impl Build {
+    /// Leaves a foreign key's rows unlooked at, and gives the statement that looks through them, unless its tables have
+    /// partitions, aren't told by their schemas, or the dump leaves it so itself.
+    pub fn apart(&mut self, partitioned: &BTreeSet<(String, String)>) -> Option<Self> {
+        let whole = |(schema, table): &Name| {
+            schema.as_ref().is_some_and(|schema| !partitioned.contains(&(schema.clone(), table.clone())))
+        };
+        if self.alone || !self.locks.iter().all(whole) {
+            return None;
+        }
+        let text = self.statement.text.trim_end().strip_suffix(';')?;
+        if text.ends_with("NOT VALID") {
+            return None;
+        }
+        let (schema, table) = (self.table.0.as_ref()?, &self.table.1);
+        let look = format!(
+            "ALTER TABLE ONLY {}.{} VALIDATE CONSTRAINT {};",
+            ident(schema),
+            ident(table),
+            ident(&self.name)
+        );
+        let look = Self {
+            statement: Statement { text: look, ..self.statement.clone() },
+            table: self.table.clone(),
+            name: self.name.clone(),
+            locks: vec![self.table.clone()],
+            ..*self
+        };
+        self.statement.text = format!("{text} NOT VALID;");
+        Some(look)
+    }
 }
 
 impl Task {
@@ -98,7 +134,7 @@ impl Stretch {
     fn end(mut self, tasks: &mut Vec<Task>) {
         if !self.indexes.is_empty() {
             // The longest first, so that none is left alone at the end.
-            self.indexes.sort_by_key(|build| std::cmp::Reverse(build.rows));
+            self.indexes.sort_by_key(|build| std::cmp::Reverse(build.rows * weight(&build.statement)));
             tasks.push(Task::Indexes(self.indexes));
         }
         ordered(tasks, self.late);
@@ -107,6 +143,12 @@ impl Stretch {
         }
         ordered(tasks, self.later);
     }
+}
+
+/// How long an index takes beside a B-tree of as many rows, roughly.
+fn weight(statement: &Statement) -> u64 {
+    let text = &statement.text;
+    if ["USING gin ", "USING gist ", "USING spgist "].iter().any(|method| text.contains(method)) { 8 } else { 1 }
 }
 
 fn ordered(tasks: &mut Vec<Task>, mut more: Vec<Statement>) {
@@ -128,7 +170,7 @@ fn build(
     let key = table_name(table.0.as_deref().unwrap_or("public"), &table.1);
     let rows = rows.get(&key).copied().unwrap_or_default();
     let locks = std::iter::once(table.clone()).chain(refers).collect();
-    Build { statement, table, name, locks, shares, alone: false, rows }
+    Build { statement, table, name, locks, shares, alone: false, rows, counts: true }
 }
 
 #[cfg(test)]
@@ -156,6 +198,39 @@ mod tests {
                 Task::Last(statements) => ("last", said(statements)),
             })
             .collect()
+    }
+
+    #[test]
+    fn a_foreign_key_is_made_first_and_looked_through_later_where_that_comes_to_the_same() {
+        let key = |table: &str, end: &str| {
+            let text =
+                format!("ALTER TABLE {table} ADD CONSTRAINT \"F\" FOREIGN KEY (x) REFERENCES a.big(x){end};");
+            let part = part(text.as_bytes());
+            let Part::ForeignKey { table, name, refers, heirs } = part.clone() else { panic!("{part:?}") };
+            let statement = Statement { text, line: 1, part, settings: Settings::default() };
+            Build { alone: heirs, ..build(statement, table, name, Some(refers), false, &BTreeMap::new()) }
+        };
+        let parted = |name: &str| BTreeSet::from([("a".to_owned(), name.to_owned())]);
+        let mut made = key("ONLY a.small", " DEFERRABLE");
+        let look = made.apart(&parted("other")).unwrap();
+        assert!(
+            made.statement.text.ends_with("REFERENCES a.big(x) DEFERRABLE NOT VALID;"),
+            "{}",
+            made.statement.text
+        );
+        assert_eq!(look.statement.text, "ALTER TABLE ONLY \"a\".\"small\" VALIDATE CONSTRAINT \"F\";");
+        assert_eq!(look.locks, [(Some("a".to_owned()), "small".to_owned())]);
+        for (mut whole, parted) in [
+            (key("ONLY a.small", ""), parted("big")),
+            (key("ONLY a.small", ""), parted("small")),
+            (key("a.small", ""), parted("other")),
+            (key("ONLY small", ""), parted("other")),
+            (key("ONLY a.small", " NOT VALID"), parted("other")),
+        ] {
+            let before = whole.statement.text.clone();
+            assert!(whole.apart(&parted).is_none(), "{before}");
+            assert_eq!(whole.statement.text, before);
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What keeps a storage's objects below its root.
+//! Where a storage is, and what keeps its objects below its root.
 //!
 //! A root may itself be a link. A link below it is followed only to what is below the root as well;
 //! no plan makes links, so this guards against an operator's, not against somebody who swaps them
@@ -10,6 +10,12 @@ use super::Storage;
 use crate::failure::Failure;
 
 impl Storage {
+    /// Where it is: what tells it from storages elsewhere.
+    pub fn place(&self) -> String {
+        let info = self.operator.info();
+        format!("{} {} {} {}", info.scheme(), self.endpoint.as_deref().unwrap_or(""), info.name(), info.root())
+    }
+
     /// Whether a path names one object below the root, past all links.
     pub(super) fn check(&self, path: &str) -> Result<(), Failure> {
         check_path(path)?;

@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+mod analyze;
 mod fill;
 mod foresee;
 mod resume;
@@ -18,6 +19,7 @@ mod throwaway;
 use super::{check_database_name, end_leftovers, same_server, server, yet_to_come};
 use crate::dump::manifest::Format;
 use crate::dump::proof::{Proof, Watch, prove};
+use crate::dump::proven::proven;
 use crate::dump::source::Source;
 use crate::failure::Failure;
 use crate::record::event::{Progress, ProgressUnit};
@@ -296,7 +298,10 @@ impl Restore {
             },
         };
         let (redactor, cancel) = (server.redactor(), server.cancel());
-        let proof = prove(storage, &self.from.path, pg_restore.as_ref(), false, redactor, cancel, watch).await?;
+        let proof = match proven(storage, &self.from.path).await? {
+            Some(proof) => proof,
+            None => prove(storage, &self.from.path, pg_restore.as_ref(), false, redactor, cancel, watch).await?,
+        };
         if let Some(wanted) = &self.from.database {
             proof.is_of(wanted)?;
         }

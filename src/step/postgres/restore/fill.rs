@@ -3,6 +3,7 @@
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::analyze::analyze;
 use super::{Loaded, Owner, Restore, content, not_empty, watch, working_name};
 use crate::dump::count::{expect_rows, tables};
 use crate::dump::load::{Loader, conninfo, knows_restrict};
@@ -259,7 +260,7 @@ impl Restore {
                 unit: ProgressUnit::Items,
                 message: Some("ANALYZE".to_owned()),
             });
-            session.batch("gather statistics", "ANALYZE").await?;
+            analyze(server, database, self.connections()).await?;
         }
         let taken_at = match &proof.manifest {
             Some(manifest) => Some(manifest.taken_at),

@@ -27,6 +27,12 @@ pub(super) struct SideBySide {
 }
 
 impl Restore {
+    /// How many connections may work for it.
+    pub(super) fn connections(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, JOBS);
+        self.jobs.map_or(cores, |jobs| jobs as usize)
+    }
+
     /// How the dump is loaded over several connections, if it can be.
     pub(super) fn side_by_side(&self, proof: &Proof, version: Version, cx: &RunCx) -> Option<SideBySide> {
         if proof.format != Format::Plain || !self.create || self.jobs == Some(1) {
@@ -36,8 +42,7 @@ impl Restore {
             cx.log(&format!("the dump goes through psql in one transaction: {why}\n"));
             return None;
         }
-        let cores = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, JOBS);
-        let jobs = self.jobs.map_or(cores, |jobs| jobs as usize);
+        let jobs = self.connections();
         let rules =
             Rules { owners: self.owner == Owner::None, restrict: true, transaction_timeout: version.major < 17 };
         Some(SideBySide { jobs, rules })
