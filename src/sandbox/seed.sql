@@ -130,7 +130,7 @@ FROM generate_series(1, :users / 10) i;
 
 INSERT INTO credits.balances
 SELECT 'user_' || lpad(i::text, 7, '0'),
-       (i * 7919 % 1000000) / 100.0,
+       (i * 7919::bigint % 1000000) / 100.0,
        jsonb_build_array(jsonb_build_object('delta', i % 500, 'reason', 'signup')),
        timestamptz '2024-01-31 00:00:00+00' + i * interval '1 second'
 FROM generate_series(1, :users) i;

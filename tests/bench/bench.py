@@ -86,8 +86,7 @@ def main():
             table.add(f"restore a database of {megabytes} MiB", results)
     if "warm" in wanted and lifeboat:
         for users in growth:
-            results, megabytes = warm.recover(lifeboat, folder, users)
-            table.add(f"recover a database of {megabytes} MiB", results, compared=False)
+            table.add(f"recover {users} users", warm.recover(lifeboat, folder, users), compared=False)
     print(machine())
     print()
     table.print()
