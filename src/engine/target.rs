@@ -16,8 +16,8 @@ use crate::step::effect::{Access, Effect, Role};
 
 /// What to do when another one is there.
 pub(super) const WAY_OUT: &str = "give the target the address of the one that the run began on (`--env`), and go on; if what is \
-     there now is meant, run the step that noted the other one again (`lifeboat resume --rerun STEP --because '…'`), or begin \
-     a new run: what this one knows is of the other";
+     there now is meant, run the step that noted the other one again (`lifeboat resume --rerun STEP --because '…'`; \
+     `lifeboat undo --leave STEP --because '…'` while the run is taken back), or begin a new run: what this one knows is of the other";
 
 type Seen = BTreeMap<String, Identity>;
 
