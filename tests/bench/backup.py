@@ -32,13 +32,7 @@ def compare(lifeboat, folder, rounds, seed, settings=None, **sizes):
             "      database: source",
             "      to: { storage: dumps, path: by_lifeboat.sql.zst }",
         ])
-        write(f"{folder}/bench-environment.yaml", [
-            "lifeboat: 1",
-            "environment: bench",
-            "targets:",
-            f"  db: {{ postgres: {{ url: '{server.url()}' }} }}",
-            f"  dumps: {{ storage: {{ scheme: fs, root: '{dumps}' }} }}",
-        ])
+        server.environment(folder, dumps)
         sizes_of = {}
 
         def contender(who, name, argv, text, note=""):

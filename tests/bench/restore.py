@@ -91,13 +91,7 @@ def compare(lifeboat, folder, rounds, jobs, seed, settings=None, alone=False, **
                 f"      jobs: {connections}",
                 "      from: { storage: dumps, path: bench.sql.gz }",
             ])
-        write(f"{folder}/bench-environment.yaml", [
-            "lifeboat: 1",
-            "environment: bench",
-            "targets:",
-            f"  db: {{ postgres: {{ url: '{server.url()}' }} }}",
-            f"  dumps: {{ storage: {{ scheme: fs, root: '{dumps}' }} }}",
-        ])
+        server.environment(folder, dumps)
 
         def contender(who, name, argv, create=True, note=""):
             def prepare():

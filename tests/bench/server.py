@@ -8,6 +8,8 @@ import socket
 import subprocess
 import tempfile
 
+from graphs import write
+
 # What its operator might have set for a restore on 2 cores and 8 GiB.
 TUNED = {
     "shared_buffers": "2GB",
@@ -78,6 +80,16 @@ class Server:
 
     def url(self, database="postgres"):
         return f"postgres://postgres@127.0.0.1:{self.port}/{database}"
+
+    def environment(self, folder, dumps):
+        """Writes `bench-environment.yaml`: this server as `db`, a folder of dumps as `dumps`."""
+        write(f"{folder}/bench-environment.yaml", [
+            "lifeboat: 1",
+            "environment: bench",
+            "targets:",
+            f"  db: {{ postgres: {{ url: '{self.url()}' }} }}",
+            f"  dumps: {{ storage: {{ scheme: fs, root: '{dumps}' }} }}",
+        ])
 
     def psql(self, database, *arguments, text=None):
         done = subprocess.run(
