@@ -2,11 +2,14 @@
 //! leaves is damaged again for the next: that is cheaper than a new stage.
 
 use std::process::{Output, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use lifeboat::sandbox::seed::Fingerprint;
 use serde_json::{Value, json};
 
-use crate::harness::{chosen, turn};
+use crate::harness::{all, chosen, turn};
 use crate::stage::{DATABASE, RECOVERY, Stage, said};
 
 /// A run of the plan to its end, the first process killed at `kill`: the points that it passed, and
@@ -54,42 +57,77 @@ fn process(stage: &Stage, args: &[&str], kill: Option<usize>) -> (Output, Vec<St
     (Output { status, stdout: read("out"), stderr: read("err") }, passed)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_database_is_recovered_wherever_it_is_killed() {
-    let stage = Stage::set(300, &json!({}));
-    stage.back_up();
-    let whole = stage.fingerprints(DATABASE).await;
-    let began = Instant::now();
-    stage.damage().await;
-    let (points, wanted) = recover(&stage, 0, None).unwrap();
-    let kills = chosen(points.len(), 77);
-    let mut faults = Vec::new();
-    for kill in &kills {
-        for kept in stage.databases().await.into_iter().filter(|name| name != DATABASE) {
-            let drop = format!("DROP DATABASE \"{kept}\" WITH (FORCE)");
-            stage.session("postgres").await.batch("tidy up", &drop).await.unwrap();
-        }
-        stage.damage().await;
-        match recover(&stage, *kill, Some(*kill)) {
-            Ok((_, steps)) if steps != wanted => faults.push(format!("killed at {kill}: {steps}")),
-            Ok(_) => {
-                let databases = stage.databases().await;
-                let restored = stage.fingerprints(DATABASE).await == whole;
-                if !restored || databases.len() != 2 || stage.health(200).await["ready"] != true {
-                    faults.push(format!("killed at {kill}: restored: {restored}, {databases:?}"));
-                }
-            }
-            Err(fault) => {
-                faults.push(format!("killed at {kill} ({}): {fault}", points[kill - 1]));
-                break;
-            }
-        }
+/// How many stages there are at once. A recovery waits for most of its time (a container must stay
+/// up, the service must be well for a while), so a core bears several; to set one takes a while, too.
+fn stages() -> usize {
+    if all() { 8 } else { 2 }
+}
+
+/// Damages the stage's database, recovers it, killed at `kill`; what is not as it should be then.
+async fn fault(stage: &Stage, kill: usize, unbroken: &Unbroken) -> Option<String> {
+    for kept in stage.databases().await.into_iter().filter(|name| name != DATABASE) {
+        let drop = format!("DROP DATABASE \"{kept}\" WITH (FORCE)");
+        stage.session("postgres").await.batch("tidy up", &drop).await.unwrap();
     }
+    stage.damage().await;
+    match recover(stage, kill, Some(kill)) {
+        Ok((_, steps)) if steps != unbroken.steps => Some(format!("killed at {kill}: {steps}")),
+        Ok(_) => {
+            let databases = stage.databases().await;
+            let restored = stage.fingerprints(DATABASE).await == unbroken.rows;
+            let sound = restored && databases.len() == 2 && stage.health(200).await["ready"] == true;
+            (!sound).then(|| format!("killed at {kill}: restored: {restored}, {databases:?}"))
+        }
+        Err(fault) => Some(format!("killed at {kill} ({}): {fault}", unbroken.points[kill - 1])),
+    }
+}
+
+/// What a run comes to that nobody kills.
+struct Unbroken {
+    points: Vec<String>,
+    steps: Value,
+    rows: Vec<Fingerprint>,
+}
+
+async fn unbroken(stage: &Stage) -> Unbroken {
+    let rows = stage.fingerprints(DATABASE).await;
+    stage.damage().await;
+    let (points, steps) = recover(stage, 0, None).unwrap();
+    Unbroken { points, steps, rows }
+}
+
+#[test]
+fn the_database_is_recovered_wherever_it_is_killed() {
+    let began = Instant::now();
+    let (next, tried, points) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+    let faults = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..stages() {
+            scope.spawn(|| {
+                let stage = Stage::set(300, &json!({}));
+                stage.back_up();
+                tokio::runtime::Runtime::new().unwrap().block_on(async {
+                    let unbroken = unbroken(&stage).await;
+                    points.store(unbroken.points.len(), Ordering::Relaxed);
+                    let kills = chosen(unbroken.points.len(), 77);
+                    while let Some(kill) = kills.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        tried.fetch_add(1, Ordering::Relaxed);
+                        if let Some(fault) = fault(&stage, *kill, &unbroken).await {
+                            faults.lock().unwrap().push(fault);
+                            // What it left is no ground for the next.
+                            break;
+                        }
+                    }
+                });
+            });
+        }
+    });
+    let faults = faults.into_inner().unwrap();
     println!(
         "scenario 1, killed once (turn {}): {} of {} points, {} faults, {:.1} s",
         turn(),
-        kills.len(),
-        points.len(),
+        tried.into_inner(),
+        points.into_inner(),
         faults.len(),
         began.elapsed().as_secs_f64()
     );
