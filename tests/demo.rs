@@ -101,6 +101,18 @@ fn killed_in_the_middle_it_resumes() {
 }
 
 #[test]
+fn killed_in_the_middle_of_the_restore_it_keeps_what_is_loaded() {
+    let temporary = tempfile::tempdir().unwrap();
+    let said = finished(&demo(temporary.path(), &["--no-docker", "--kill-at", "60%"]).output().unwrap());
+    recovered(&said);
+    let kept = regex::Regex::new(r"Of the (\d+) parts that the rows came in, (\d+) were there before").unwrap();
+    let kept = kept.captures(&said).unwrap_or_else(|| panic!("{said}"));
+    let number = |at: usize| kept[at].parse::<u64>().unwrap();
+    assert!(number(2) > 0 && number(2) < number(1), "{said}");
+    left_nothing(temporary.path(), &said);
+}
+
+#[test]
 fn interrupted_it_cleans_up() {
     let temporary = tempfile::tempdir().unwrap();
     let mut child = demo(temporary.path(), &[]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();

@@ -19,6 +19,8 @@ mod bucket;
 mod damaged;
 #[path = "dump_steps/fixture.rs"]
 mod fixture;
+#[path = "dump_steps/parts.rs"]
+mod parts;
 #[path = "dump_steps/restore.rs"]
 mod restore;
 #[path = "dump_steps/rows.rs"]

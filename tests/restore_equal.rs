@@ -26,5 +26,7 @@ mod equal;
 #[allow(dead_code, reason = "shared with other tests of dumps")]
 #[path = "dump_steps/fixture.rs"]
 mod fixture;
+#[path = "restore_equal/reader.rs"]
+mod reader;
 #[path = "restore_equal/resume.rs"]
 mod resume;

@@ -32,9 +32,29 @@ pub struct Args {
     /// Run the auth service as a process, even with Docker at hand
     #[arg(long)]
     no_docker: bool,
-    /// Kill Lifeboat (SIGKILL) when that step of the recovery has started, then resume
-    #[arg(long, value_name = "STEP")]
-    kill_at: Option<String>,
+    /// Kill Lifeboat (SIGKILL) when that step of the recovery has started, or when so much of the rows
+    /// is restored (`60%`), then resume
+    #[arg(long, value_name = "STEP|PERCENT", value_parser = KillAt::parse)]
+    kill_at: Option<KillAt>,
+}
+
+/// Where Lifeboat is killed.
+#[derive(Clone, Debug)]
+enum KillAt {
+    /// When a step has started.
+    Step(String),
+    /// When so many hundredths of the rows are restored.
+    Restored(u64),
+}
+
+impl KillAt {
+    fn parse(text: &str) -> Result<Self, String> {
+        let Some(percent) = text.strip_suffix('%') else { return Ok(Self::Step(text.to_owned())) };
+        match percent.parse() {
+            Ok(percent @ 1..=99) => Ok(Self::Restored(percent)),
+            _ => Err("write a step's name, or a percentage between 1% and 99%".to_owned()),
+        }
+    }
 }
 
 pub async fn demo(args: &Args, out: &Out) -> Result<Exit, Error> {

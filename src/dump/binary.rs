@@ -3,6 +3,7 @@
 //! there is, is for the server to read.
 
 mod address;
+mod array;
 mod number;
 mod time;
 
@@ -35,11 +36,44 @@ pub enum Kind {
     Numeric,
     /// `inet`
     Inet,
+    /// `real`
+    Float4,
+    /// `double precision`
+    Float8,
+}
+
+/// A column whose values can be turned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// What it holds, or arrays of.
+    kind: Kind,
+    /// The oid of the elements' type, if it holds arrays.
+    array: Option<u32>,
+}
+
+impl Column {
+    /// The names and types of the columns of a table, `$1`: as they are below domains, whose receiving functions check
+    /// what their reading ones do.
+    pub const TYPES: &str = "SELECT a.attname::text, b.oid, b.typtype = 'e', e.oid, coalesce(e.typtype = 'e', false) \
+          FROM pg_catalog.pg_attribute a, \
+               LATERAL (WITH RECURSIVE base AS ( \
+                          SELECT t.oid, t.typtype, t.typbasetype FROM pg_catalog.pg_type t WHERE t.oid = a.atttypid \
+                          UNION ALL SELECT t.oid, t.typtype, t.typbasetype FROM pg_catalog.pg_type t \
+                                      JOIN base ON base.typtype = 'd' AND t.oid = base.typbasetype) \
+                        SELECT oid, typtype FROM base WHERE typtype <> 'd') b \
+               LEFT JOIN pg_catalog.pg_type e ON e.typarray = b.oid \
+         WHERE a.attrelid = pg_catalog.to_regclass($1::text) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
+
+    /// By what [`Self::TYPES`] says: a type, whether it is an enum, its elements' type, and whether that is one.
+    pub fn of(oid: u32, is_enum: bool, element: Option<u32>, of_enums: bool) -> Option<Self> {
+        let kind = element.map_or_else(|| Kind::of(oid, is_enum), |element| Kind::of(element, of_enums))?;
+        Some(Self { kind, array: element })
+    }
 }
 
 impl Kind {
     /// By the type's oid.
-    pub const fn of(oid: u32, is_enum: bool) -> Option<Self> {
+    const fn of(oid: u32, is_enum: bool) -> Option<Self> {
         Some(match oid {
             _ if is_enum => Self::Text,
             16 => Self::Bool,
@@ -48,6 +82,8 @@ impl Kind {
             21 => Self::Int2,
             23 => Self::Int4,
             25 | 114 | 1042 | 1043 => Self::Text,
+            700 => Self::Float4,
+            701 => Self::Float8,
             869 => Self::Inet,
             1082 => Self::Date,
             1114 => Self::Timestamp,
@@ -74,16 +110,16 @@ pub struct Unfit;
 ///
 /// # Errors
 /// When a value can't be turned.
-pub fn turn(kinds: &[Kind], mut rows: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
-    let columns = i16::try_from(kinds.len()).map_err(|_| Unfit)?;
+pub fn turn(columns: &[Column], mut rows: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
+    let count = i16::try_from(columns.len()).map_err(|_| Unfit)?;
     let mut unescaped = vec![];
     while !rows.is_empty() {
         let end = memchr::memchr(b'\n', rows).ok_or(Unfit)?;
         let mut row = &rows[..end];
         rows = &rows[end + 1..];
-        out.extend_from_slice(&columns.to_be_bytes());
-        for (at, kind) in kinds.iter().enumerate() {
-            let last = at + 1 == kinds.len();
+        out.extend_from_slice(&count.to_be_bytes());
+        for (at, column) in columns.iter().enumerate() {
+            let last = at + 1 == columns.len();
             let field = match memchr::memchr(b'\t', row) {
                 Some(end) if !last => {
                     let field = &row[..end];
@@ -99,7 +135,13 @@ pub fn turn(kinds: &[Kind], mut rows: &[u8], out: &mut Vec<u8>) -> Result<(), Un
             }
             let start = out.len();
             out.extend_from_slice(&[0; 4]);
-            value(*kind, field, &mut unescaped, out)?;
+            let Column { kind, array } = column;
+            let may_be_escaped = array.is_some() || matches!(kind, Kind::Text | Kind::Jsonb | Kind::Bytea);
+            let field = if may_be_escaped { plain(field, &mut unescaped)? } else { field };
+            match array {
+                None => value(*kind, field, out)?,
+                Some(oid) => array::array(*oid, *kind, field, out)?,
+            }
             let length = i32::try_from(out.len() - start - 4).map_err(|_| Unfit)?;
             out[start..start + 4].copy_from_slice(&length.to_be_bytes());
         }
@@ -107,12 +149,12 @@ pub fn turn(kinds: &[Kind], mut rows: &[u8], out: &mut Vec<u8>) -> Result<(), Un
     Ok(())
 }
 
-fn value(kind: Kind, field: &[u8], unescaped: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<(), Unfit> {
+fn value(kind: Kind, field: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
     match kind {
-        Kind::Text => out.extend_from_slice(plain(field, unescaped)?),
+        Kind::Text => out.extend_from_slice(field),
         Kind::Jsonb => {
             out.push(1);
-            out.extend_from_slice(plain(field, unescaped)?);
+            out.extend_from_slice(field);
         }
         Kind::Bool => match field {
             b"t" => out.push(1),
@@ -141,8 +183,9 @@ fn value(kind: Kind, field: &[u8], unescaped: &mut Vec<u8>, out: &mut Vec<u8>) -
                 hex(part, out)?;
             }
         }
-        // Its backslash is escaped.
-        Kind::Bytea => hex(field.strip_prefix(b"\\\\x").ok_or(Unfit)?, out)?,
+        Kind::Float4 => out.extend_from_slice(&number::float::<f32>(field)?.to_be_bytes()),
+        Kind::Float8 => out.extend_from_slice(&number::float::<f64>(field)?.to_be_bytes()),
+        Kind::Bytea => hex(field.strip_prefix(b"\\x").ok_or(Unfit)?, out)?,
     }
     Ok(())
 }
@@ -189,8 +232,9 @@ mod tests {
     use super::*;
 
     fn turned(kinds: &[Kind], rows: &str) -> Result<Vec<u8>, Unfit> {
+        let columns: Vec<_> = kinds.iter().map(|kind| Column { kind: *kind, array: None }).collect();
         let mut out = vec![];
-        turn(kinds, rows.as_bytes(), &mut out).map(|()| out)
+        turn(&columns, rows.as_bytes(), &mut out).map(|()| out)
     }
 
     #[test]
@@ -207,7 +251,9 @@ mod tests {
 
     #[test]
     fn what_postgresql_would_not_write_is_left_to_the_server() {
-        use Kind::{Bool, Bytea, Date, Inet, Int2, Int4, Int8, Numeric, Text, Timestamp, TimestampTz, Uuid};
+        use Kind::{
+            Bool, Bytea, Date, Float4, Float8, Inet, Int2, Int4, Int8, Numeric, Text, Timestamp, TimestampTz, Uuid,
+        };
         for (kind, field) in [
             (Int4, ""),
             (Int4, " 1"),
@@ -245,12 +291,36 @@ mod tests {
             (Uuid, "g0000000-0000-0000-0000-000000000000"),
             (Bytea, "\\\\x0"),
             (Bytea, "abc"),
+            (Float8, "1e999"),
+            (Float8, "inf"),
+            (Float8, "nan"),
+            (Float8, "+1"),
+            (Float8, ""),
+            (Float8, "0x1p3"),
+            (Float4, "1e39"),
             (Inet, "10.1"),
             (Inet, "10.0.0.1/33"),
             (Inet, "10.0.0.1/032"),
             (Inet, "::1%eth0"),
         ] {
             assert_eq!(turned(&[kind], &format!("{field}\n")), Err(Unfit), "{kind:?} {field:?}");
+        }
+        for field in [
+            "",
+            "{",
+            "{1,}",
+            "{,1}",
+            "{null}",
+            "{ 1}",
+            "{{1}}",
+            "[0:0]={1}",
+            "{1}x",
+            "{\"1}",
+            "{\"1\"2}",
+            "{a\\\\b}",
+        ] {
+            let column = Column { kind: Text, array: Some(25) };
+            assert_eq!(turn(&[column], format!("{field}\n").as_bytes(), &mut vec![]), Err(Unfit), "{field:?}");
         }
         assert_eq!(turned(&[Int4, Int4], "1\n"), Err(Unfit));
         assert_eq!(turned(&[Int4], "1"), Err(Unfit), "a row without its end");

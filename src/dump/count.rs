@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::manifest::table_name;
 use crate::failure::Failure;
+use crate::service::postgres::session::ask_all;
 use crate::service::postgres::{Session, ident};
 
 /// A table whose rows a dump holds.
@@ -32,11 +33,15 @@ impl Table {
     /// # Errors
     /// What the server said.
     pub async fn count(&self, session: &Session) -> Result<u64, Failure> {
+        let row = session.row(format!("count the rows of {}", self.key()), &self.counting(0), &[]).await?;
+        Ok(row.get::<_, i64>(1).unsigned_abs())
+    }
+
+    /// Gives the number, too: the server may answer several in any order.
+    fn counting(&self, number: usize) -> String {
         // A table's own rows without those of its heirs, as COPY dumps them.
         let only = if self.partitioned { "" } else { "ONLY " };
-        let sql = format!("SELECT count(*) FROM {only}{}.{}", ident(&self.schema), ident(&self.name));
-        let row = session.row(format!("count the rows of {}", self.key()), &sql, &[]).await?;
-        Ok(row.get::<_, i64>(0).unsigned_abs())
+        format!("SELECT {number}, count(*) FROM {only}{}.{}", ident(&self.schema), ident(&self.name))
     }
 }
 
@@ -65,34 +70,56 @@ pub async fn tables(session: &Session) -> Result<Vec<Table>, Failure> {
         .collect())
 }
 
-/// Refuses a database whose tables don't hold the rows that are expected. Gives how many
-/// rows were counted. `watch` is told each table before it is counted.
+/// How many small tables one query counts.
+const TABLES: usize = 64;
+
+/// Tables of so many bytes have a query of their own.
+const LARGE: u64 = 8 << 20;
+
+/// Refuses a database whose tables don't hold the rows that are expected. Gives how many rows were counted, over all
+/// of `sessions`. `watch` is told how many tables are counted, and one that is about to be.
 ///
 /// # Errors
 /// The tables that differ.
 pub async fn expect_rows(
-    session: &Session,
+    sessions: &[Session],
     expected: &BTreeMap<String, u64>,
-    mut watch: impl FnMut(&str),
+    watch: &(dyn Fn(u64, &str) + Sync),
 ) -> Result<u64, Failure> {
+    let Some(session) = sessions.first() else { return Ok(0) };
     let there: BTreeMap<String, Table> =
         tables(session).await?.into_iter().map(|table| (table.key(), table)).collect();
+    let mut wrong: Vec<_> = expected
+        .keys()
+        .filter(|name| !there.contains_key(*name))
+        .map(|name| format!("{name} is missing"))
+        .collect();
+    let mut counted: Vec<&Table> =
+        there.values().filter(|table| !table.of_extension && expected.contains_key(&table.key())).collect();
+    counted.sort_by_key(|table| std::cmp::Reverse(table.bytes));
+    let (large, small) = counted.split_at(counted.partition_point(|table| table.bytes >= LARGE));
+    let groups: Vec<&[&Table]> = large.chunks(1).chain(small.chunks(TABLES)).collect();
+    let statement = |group: &&[&Table]| {
+        group.iter().enumerate().map(|(at, table)| table.counting(at)).collect::<Vec<_>>().join(" UNION ALL ")
+    };
+    let statements: Vec<String> = groups.iter().map(statement).collect();
+    let begins: Vec<u64> =
+        groups.iter().scan(0, |begun, group| Some(std::mem::replace(begun, *begun + group.len() as u64))).collect();
+    let about_to = |at: usize| watch(begins[at], &groups[at][0].key());
+    let answers = ask_all(sessions, "count the rows", &statements, &about_to).await?;
     let mut total = 0;
-    let mut wrong = vec![];
-    for (name, rows) in expected {
-        watch(name);
-        match there.get(name) {
-            Some(table) if table.of_extension => {}
-            Some(table) => {
-                let counted = table.count(session).await?;
-                total += counted;
-                if counted != *rows {
-                    wrong.push(format!("{name} has {counted} rows instead of {rows}"));
-                }
+    for (group, rows) in groups.iter().zip(&answers) {
+        for row in rows {
+            let number = usize::try_from(row.get::<_, i32>(0)).unwrap_or_default();
+            let (name, counted) = (group[number].key(), row.get::<_, i64>(1).unsigned_abs());
+            total += counted;
+            let wanted = expected.get(&name).copied().unwrap_or_default();
+            if counted != wanted {
+                wrong.push(format!("{name} has {counted} rows instead of {wanted}"));
             }
-            None => wrong.push(format!("{name} is missing")),
         }
     }
+    wrong.sort();
     if wrong.is_empty() {
         return Ok(total);
     }

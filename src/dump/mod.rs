@@ -5,6 +5,7 @@
 
 pub mod archive;
 pub mod binary;
+pub mod choice;
 pub mod compression;
 pub mod count;
 pub mod globals;

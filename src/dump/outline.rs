@@ -45,6 +45,13 @@ pub enum Part {
         /// Whether the table's heirs get it, too.
         heirs: bool,
     },
+    /// Makes a table a partition of another one.
+    Attach {
+        /// The other one.
+        table: Name,
+        /// The partition.
+        partition: Name,
+    },
     /// Neither makes nor changes what an index, or a key within a table, is built from.
     Late,
     /// Makes a trigger that fires on other statements.
@@ -60,6 +67,12 @@ pub enum Part {
 pub struct Outline {
     /// The bytes of rows of each COPY, in the dump's order.
     pub copies: Vec<u64>,
+    /// Partitions, and what they are attached to.
+    pub attached: Vec<(Name, Name)>,
+    /// Foreign keys: their tables, their names, what they refer to.
+    pub foreign_keys: Vec<(Name, String, Name)>,
+    /// Whether rows come for a table without its schema.
+    pub bare: bool,
     /// What keeps the dump from being taken apart.
     pub unfit: Option<&'static str>,
     stage: Stage,
@@ -83,8 +96,9 @@ impl Outline {
             Kind::Database | Kind::Rollback => None,
             Kind::Transaction => Some("it begins transactions of its own, as for large objects"),
             Kind::Copy { .. } if self.stage == Stage::After => Some("rows follow what stands after rows elsewhere"),
-            Kind::Copy { .. } => {
+            Kind::Copy { schema, .. } => {
                 self.stage = Stage::Rows;
+                self.bare |= schema.is_none();
                 self.copies.push(0);
                 (copy_without_end(text).is_none()).then_some("a COPY with options")
             }
@@ -98,7 +112,15 @@ impl Outline {
         if self.held > STATEMENTS {
             return Some("it holds very many statements");
         }
-        match part(text) {
+        let part = part(text);
+        match &part {
+            Part::Attach { table, partition } => self.attached.push((partition.clone(), table.clone())),
+            Part::ForeignKey { table, name, refers, .. } => {
+                self.foreign_keys.push((table.clone(), name.clone(), refers.clone()));
+            }
+            _ => {}
+        }
+        match part {
             Part::Unfit(why) => return Some(why),
             Part::EventTrigger if self.stage == Stage::Before => return Some("an event trigger comes before rows"),
             Part::ForeignKey { .. } if self.stage == Stage::Before => {
@@ -236,6 +258,12 @@ fn table(tokens: &[Token]) -> Part {
     {
         return Part::Late;
     }
+    if word(0, "attach") && word(1, "partition") {
+        return match qualified(tokens, at + 2) {
+            Some((of, partition, _)) => Part::Attach { table: (schema, table), partition: (of, partition) },
+            None => Part::InOrder,
+        };
+    }
     let (true, true, Some(name)) =
         (word(0, "add"), word(1, "constraint"), tokens.get(at + 2).and_then(Token::name))
     else {
@@ -280,6 +308,10 @@ mod tests {
             (
                 "ALTER TABLE ONLY a.t ADD CONSTRAINT f FOREIGN KEY (x) REFERENCES a.r(id) ON DELETE CASCADE;",
                 Part::ForeignKey { table: name("a", "t"), name: "f".into(), refers: name("a", "r"), heirs: false },
+            ),
+            (
+                "ALTER TABLE ONLY a.t ATTACH PARTITION b.u FOR VALUES FROM ('x, y') TO (MAXVALUE);",
+                Part::Attach { table: name("a", "t"), partition: name("b", "u") },
             ),
             ("ALTER INDEX a.i ATTACH PARTITION a.j;", Part::Late),
             ("COMMENT ON INDEX a.i IS 'CREATE INDEX';", Part::Late),

@@ -10,6 +10,7 @@
 mod build;
 mod cut;
 mod ledger;
+mod narrow;
 mod order;
 mod split;
 mod worker;
@@ -24,6 +25,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::choice::Choice;
 use super::proof::Proof;
 use super::source::{PIECE, Source};
 use super::survey::Rules;
@@ -85,6 +87,8 @@ pub struct Parallel<'a> {
     pub database: &'a str,
     /// What is left out.
     pub rules: Rules,
+    /// What is restored, if not all of it.
+    pub choice: Option<Arc<Choice>>,
     /// How many connections.
     pub jobs: usize,
     /// What an earlier attempt did.
@@ -121,9 +125,10 @@ pub async fn recall(
     notes: &[&Value],
     sha256: Option<&str>,
     rules: Rules,
+    choice: Option<&Choice>,
 ) -> Result<Option<Done>, Failure> {
     let session = server.connect(Some(database)).await?;
-    ledger::recall(&session, notes, &ledger::identity(sha256, rules)).await
+    ledger::recall(&session, notes, &ledger::identity(sha256, rules, choice)).await
 }
 
 /// What workers share.
@@ -131,6 +136,8 @@ struct Shared {
     server: Server,
     database: String,
     journal: Arc<dyn Journal>,
+    /// How many bytes of rows the dump holds.
+    bytes: u64,
     rows: AtomicU64,
 }
 
@@ -144,7 +151,7 @@ impl Parallel<'_> {
             return Ok(());
         }
         let main = self.connect().await?;
-        let identity = ledger::identity(self.proof.sha256.as_deref(), self.rules);
+        let identity = ledger::identity(self.proof.sha256.as_deref(), self.rules, self.choice.as_deref());
         let ledger = Ledger::new(self.journal.clone(), identity, self.done.chunk_bytes);
         let mut ordered = Ordered {
             main: &main,
@@ -157,6 +164,17 @@ impl Parallel<'_> {
         self.rest(&mut ordered, after).await
     }
 
+    /// Drops what isn't chosen of what was restored. Gives what of the chosen part had to go with it, in words.
+    ///
+    /// # Errors
+    /// When a chosen table can't be without something that isn't chosen.
+    pub async fn narrow(&self) -> Result<Vec<String>, Failure> {
+        let Some(choice) = &self.choice else { return Ok(vec![]) };
+        let session = self.connect().await?;
+        let went = narrow::Narrow::new(&session, choice).run().await?;
+        Ok(choice.left_out.iter().cloned().chain(went).collect())
+    }
+
     async fn connect(&self) -> Result<Session, Failure> {
         connect(self.server, self.database).await
     }
@@ -164,7 +182,7 @@ impl Parallel<'_> {
     /// Reads the dump: runs what comes before rows, and loads the rows. Gives what follows.
     async fn rows(&self, ordered: &mut Ordered<'_>) -> Result<Vec<Statement>, Failure> {
         let mut source = Source::open(self.storage, &self.proof.object.path, self.cancel).await?;
-        let mut splitter = Splitter::new(self.rules);
+        let mut splitter = Splitter::new(self.rules, self.choice.clone());
         let copies = &self.proof.survey.outline.copies;
         let mut cutter = Cutter::new(copies, self.done.chunk_bytes);
         let mut before = vec![];
@@ -228,6 +246,7 @@ impl Parallel<'_> {
             server: self.server.clone(),
             database: self.database.to_owned(),
             journal: self.journal.clone(),
+            bytes: self.proof.survey.outline.copies.iter().sum(),
             rows: AtomicU64::new(0),
         });
         let (jobs_in, jobs_out) = mpsc::channel(1);

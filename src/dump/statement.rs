@@ -236,6 +236,8 @@ pub(super) fn tokens(text: &[u8]) -> Vec<Token> {
         match c {
             _ if c.is_whitespace() => {}
             '-' if text[at..].starts_with("--") => while rest.next().is_some_and(|(_, c)| c != '\n') {},
+            '/' if text[at..].starts_with("/*") => skip_to(&mut rest, at + block_comment(&text[at..])),
+            '$' if let Some(length) = dollar_quote(&text[at..]) => skip_to(&mut rest, at + length),
             '"' | '\'' => {
                 let mut inner = String::new();
                 while let Some((_, next)) = rest.next() {
@@ -254,12 +256,60 @@ pub(super) fn tokens(text: &[u8]) -> Vec<Token> {
                 while let Some((_, next)) = rest.next_if(|(_, c)| c.is_alphanumeric() || matches!(c, '_' | '$')) {
                     word.push(next);
                 }
-                tokens.push(Token::Word(word.to_lowercase()));
+                if word.eq_ignore_ascii_case("e") && rest.next_if(|(_, next)| *next == '\'').is_some() {
+                    tokens.push(Token::Text(escaped(&mut rest)));
+                } else {
+                    tokens.push(Token::Word(word.to_lowercase()));
+                }
             }
             _ => tokens.push(Token::Sign(c)),
         }
     }
     tokens
+}
+
+type Rest<'a> = std::iter::Peekable<std::str::CharIndices<'a>>;
+
+fn skip_to(rest: &mut Rest, end: usize) {
+    while rest.next_if(|(at, _)| *at < end).is_some() {}
+}
+
+/// How long the comment is that a text begins with; such comments nest.
+fn block_comment(text: &str) -> usize {
+    let (mut depth, mut at) = (0, 0);
+    while at < text.len() {
+        match text.as_bytes().get(at..at + 2) {
+            Some(b"/*") => (depth, at) = (depth + 1, at + 2),
+            Some(b"*/") if depth == 1 => return at + 2,
+            Some(b"*/") => (depth, at) = (depth - 1, at + 2),
+            _ => at += 1,
+        }
+    }
+    at
+}
+
+/// How long the quote is that a text begins with, if its dollar begins one.
+fn dollar_quote(text: &str) -> Option<usize> {
+    let tag = text[1..].find('$')? + 1;
+    let plain = |(at, c): (usize, char)| c == '_' || c.is_alphabetic() || (at > 0 && c.is_numeric());
+    if !text[1..tag].char_indices().all(plain) {
+        return None;
+    }
+    let inside = tag + 1;
+    Some(text[inside..].find(&text[..inside]).map_or(text.len(), |end| inside + end + inside))
+}
+
+/// The rest of an `E''` text, of whose escapes only those count that stand before a quote.
+fn escaped(rest: &mut Rest) -> String {
+    let mut inner = String::new();
+    while let Some((_, next)) = rest.next() {
+        match next {
+            '\\' => inner.extend(rest.next().map(|(_, c)| c)),
+            '\'' if rest.next_if(|(_, after)| *after == '\'').is_none() => break,
+            next => inner.push(next),
+        }
+    }
+    inner
 }
 
 #[cfg(test)]
@@ -306,6 +356,15 @@ mod tests {
         ] {
             assert_eq!(kind(text.as_bytes()), wanted, "{text}");
         }
+        let left_out = "GRANT /* a ; /* ' */ \" */ $1 $été$ 'x$$ $été$ E'a\\'b''c' -- '\n$$x$$;";
+        let kept = [
+            Token::Word("grant".to_owned()),
+            Token::Sign('$'),
+            Token::Word("1".to_owned()),
+            Token::Text("a'b'c".to_owned()),
+            Token::Sign(';'),
+        ];
+        assert_eq!(tokens(left_out.as_bytes()), kept);
         assert_eq!(conforming_strings(b"SET standard_conforming_strings = off;"), Some(false));
         assert_eq!(conforming_strings(b"SET standard_conforming_strings = on;"), Some(true));
     }

@@ -139,8 +139,9 @@ async fn parts_of_archives() {
     assert_eq!((&done.outputs["rows"], &done.outputs["tables"]), (&json!(3002), &json!(2)));
     let other = place.names.name("other");
     for (path, more, said) in [
-        ("a.sql", only, "plain SQL"),
+        ("a.sql", only, "it calls functions"),
         ("a.dump", json!({ "create": true, "tables": ["auth.nobody"] }), "no rows of auth.nobody"),
+        ("a.dump", json!({ "create": true, "tables": ["auth.users", "public.empty_one"] }), "of one schema only"),
         ("a.dump", json!({ "create": true, "schemas": ["elsewhere"] }), "no rows of elsewhere"),
     ] {
         let failure = place.harness.run(RESTORE, params(&other, path, more)).await.unwrap_err();

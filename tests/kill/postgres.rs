@@ -158,6 +158,10 @@ const BACKUPS: Case = Case {
                 "target": "db", "database": world.name("archive"), "create": true,
                 "from": { "storage": "store", "path": "{{ steps.second.path }}" },
             } },
+            "part": { "postgres.restore": {
+                "target": "db", "database": world.name("part"), "create": true, "tables": ["public.counters"],
+                "from": { "storage": "store", "path": "{{ steps.first.path }}" },
+            } },
             "prune": { "storage.prune": { "target": "store", "prefix": "live_", "keep": { "last": 1 } } },
         } })
     },
@@ -183,6 +187,8 @@ const BACKUPS: Case = Case {
         "restore.taken_at",
         "archive.bytes",
         "archive.taken_at",
+        "part.bytes",
+        "part.taken_at",
         "verify.taken_at",
     ],
     ..Case::PLAIN

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use futures::SinkExt;
 use futures::StreamExt;
-use lifeboat::dump::binary::{HEADER, Kind, TRAILER, turn};
+use lifeboat::dump::binary::{Column, HEADER, TRAILER, turn};
 use tokio_postgres::Client;
 
 use crate::corpus::KINDS;
@@ -28,6 +28,24 @@ impl Dice {
         from[self.roll(from.len() as u64) as usize]
     }
 
+    /// A value in an array, quoted or not.
+    fn element(&mut self, of: &str) -> String {
+        if self.roll(6) == 0 {
+            return self.pick(&["NULL", "null", "", "\"NULL\"", "\"\"", "\"a", "a b", "a\\\\b"]).to_owned();
+        }
+        // As the array's text has it, and COPY's around that.
+        let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\\\""));
+        match of {
+            "text" | "mood" => {
+                let word = self.pick(&["sad", "so \"so\"", "a,b", "{}", "ä€😀", " x "]).to_owned();
+                if self.roll(3) == 0 { word } else { quoted(&word) }
+            }
+            "timestamptz" => format!("\"{}\"", self.field(of)),
+            "bytea" => self.pick(&["\"\\\\\\\\x00ff\"", "\"\\\\\\\\x\"", "\"abc\""]).to_owned(),
+            of => self.field(of),
+        }
+    }
+
     /// A value as a person or a program might write it, right or wrong.
     fn field(&mut self, kind: &str) -> String {
         if self.roll(12) == 0 {
@@ -35,7 +53,33 @@ impl Dice {
                 .pick(&["", "\\N", " ", "-", "\\\\", "0", "infinity", "-infinity", "NaN", "\\.x"])
                 .to_owned();
         }
+        if let Some(of) = kind.strip_suffix("[]").or((kind == "few").then_some("int4")) {
+            let elements: Vec<_> = (0..self.roll(5)).map(|_| self.element(of)).collect();
+            return format!("{{{}}}", elements.join(self.pick(&[",", ",", ",", ", ", ",,", "},{"])));
+        }
         match kind {
+            "float4" | "float8" => {
+                let exponent = self.pick(&["", "", "e+20", "e-07", "e5", "E3", "e+300", "e-320", "e39"]);
+                let edges = [
+                    "NaN",
+                    "Infinity",
+                    "-Infinity",
+                    "-0",
+                    "1e400",
+                    "0e999",
+                    "1e-999",
+                    "5e-324",
+                    "1.17549435e-38",
+                    "inf",
+                ];
+                if self.roll(4) == 0 {
+                    self.pick(&edges).to_owned()
+                } else {
+                    let (sign, digits, decimals) = (self.pick(&["", "-", "+"]), self.digits(17), self.digits(17));
+                    format!("{sign}{digits}{}{decimals}{exponent}", self.pick(&[".", ".", ""]))
+                }
+            }
+            "short" => self.pick(&["a", "b", "abcd", "abcde", "", "\\\\", "ä€😀x"]).to_owned(),
             "bool" => self.pick(&["t", "f", "true", "no", "T", "1"]).to_owned(),
             "int2" | "int4" | "int8" => {
                 let edges = [
@@ -151,17 +195,17 @@ async fn copy(client: &Client, sql: &str, data: Vec<u8>) -> Result<u64, tokio_po
     sink.finish().await
 }
 
-fn binary(kinds: &[Kind], rows: &[u8]) -> Option<Vec<u8>> {
+fn binary(kinds: &[Column], rows: &[u8]) -> Option<Vec<u8>> {
     let mut out = HEADER.to_vec();
     turn(kinds, rows, &mut out).ok()?;
     out.extend_from_slice(TRAILER);
     Some(out)
 }
 
-async fn kinds(client: &Client, table: &str) -> Vec<Kind> {
-    let sql = "SELECT atttypid, typtype = 'e' FROM pg_attribute JOIN pg_type t ON t.oid = atttypid WHERE attrelid = $1::text::regclass AND attnum > 0 ORDER BY attnum";
-    let rows = client.query(sql, &[&table]).await.unwrap();
-    rows.iter().map(|row| Kind::of(row.get(0), row.get(1)).expect("a type that can be turned")).collect()
+async fn kinds(client: &Client, table: &str) -> Vec<Column> {
+    let rows = client.query(Column::TYPES, &[&table]).await.unwrap();
+    let column = |row: &tokio_postgres::Row| Column::of(row.get(1), row.get(2), row.get(3), row.get(4));
+    rows.iter().map(|row| column(row).expect("a type that can be turned")).collect()
 }
 
 async fn text_of(client: &Client, table: &str) -> Vec<u8> {
@@ -208,7 +252,9 @@ async fn whatever_postgresql_writes_is_turned_into_the_same_values() {
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_turned_the_server_reads_the_same_from_text() {
     let names = Databases::new("bin_any");
-    let database = names.create("db", "CREATE TYPE mood AS ENUM ('sad', 'so \"so\"', 'tab\tb\\s');").await;
+    let database = names.create("db", "CREATE TYPE mood AS ENUM ('sad', 'so \"so\"', 'tab\tb\\s'); \
+         CREATE DOMAIN text_a AS text CHECK (VALUE <> 'b'); CREATE DOMAIN short AS text_a CHECK (length(VALUE) < 5); \
+         CREATE DOMAIN few AS int[] CHECK (cardinality(VALUE) < 4);").await;
     let client = connect(&database).await;
     let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64 | 1;
     let mut dice = Dice(seed);
@@ -232,6 +278,16 @@ async fn whatever_is_turned_the_server_reads_the_same_from_text() {
         "json",
         "mood",
         "inet",
+        "float4",
+        "float8",
+        "short",
+        "text[]",
+        "int4[]",
+        "float8[]",
+        "mood[]",
+        "timestamptz[]",
+        "bytea[]",
+        "few",
     ];
     client.batch_execute("SET TimeZone = 'Asia/Kolkata'").await.unwrap();
     for kind in types {

@@ -75,7 +75,8 @@ ALTER TABLE film ALTER title SET STATISTICS 500; ALTER TABLE film ALTER features
 /// Values at the edges of their types.
 pub const KINDS: &str = r#"
 CREATE TYPE mood AS ENUM ('sad', 'so "so"', 'tab	b\s');
-CREATE TABLE plain (b bool, i2 int2, i4 int4, i8 int8, t text, v varchar(12), c char(6), d date, ts timestamp, tz timestamptz, ts3 timestamp(3), u uuid, y bytea, j jsonb, js json, n numeric, n2 numeric(12, 3), m mood, ip inet);
+CREATE DOMAIN short AS varchar(20) CHECK (VALUE <> 'long');
+CREATE TABLE plain (b bool, i2 int2, i4 int4, i8 int8, t text, v varchar(12), c char(6), d date, ts timestamp, tz timestamptz, ts3 timestamp(3), u uuid, y bytea, j jsonb, js json, n numeric, n2 numeric(12, 3), m mood, ip inet, f4 float4, f8 float8, dm short, at text[], ai int[], am mood[], az timestamptz[], ab bytea[]);
 INSERT INTO plain (t) VALUES (NULL), (''), (E'\b\f\n\r\t\v\\'), ('\.'), ('\N'), (E'\\N'), ('ä€😀'), (repeat('long ', 30000)), (E'a\\');
 INSERT INTO plain (b, i2, i4, i8, v, c) VALUES (true, -32768, -2147483648, -9223372036854775808, 'ä€😀 x', 'ab'), (false, 32767, 2147483647, 9223372036854775807, '', '      '), (NULL, 0, 0, 0, E'\t', E'\n'), (NULL, 1, -1, 10, 'twelve bytes', 'sixsix');
 INSERT INTO plain (d) VALUES ('infinity'), ('-infinity'), ('4713-01-01 BC'), ('0001-12-31 BC'), ('0001-01-01'), ('1600-02-29'), ('1900-03-01'), ('2000-02-29'), ('5874897-12-31'), ('0044-03-15 BC');
@@ -86,6 +87,10 @@ INSERT INTO plain (n) VALUES ('NaN'), ('Infinity'), ('-Infinity'), (0), (0.000),
 INSERT INTO plain (n2) VALUES (0), (1.5), (-999999999.999), (0.001), ('NaN');
 INSERT INTO plain (m) VALUES ('sad'), ('so "so"'), ('tab	b\s');
 INSERT INTO plain (ip) VALUES ('10.0.0.1'), ('10.0.0.1/8'), ('0.0.0.0/0'), ('255.255.255.255'), ('::'), ('::1/64'), ('2001:db8::8:800:200c:417a'), ('::ffff:1.2.3.4'), ('::1.2.3.4/120'), ('fe80::/10');
+INSERT INTO plain (f8, f4) VALUES ('NaN', '-Infinity'), (0.1, 1e-40), (-0.0, 1.17549435e-38), (5e-324, 3.4e38), (1e300, 1e7), (123456789012345678, 16777217);
+INSERT INTO plain (f8, f4) SELECT (random() - 0.5) * power(10, (random() * 600 - 300)::int), (random() - 0.5) * power(10, (random() * 70 - 35)::int) FROM generate_series(1, 500);
+INSERT INTO plain (dm, at, ai, am, az, ab) VALUES ('', '{}', '{}', '{}', '{}', '{}'), (E'a\\b\t', ARRAY['', 'NULL', NULL, 'null', E'a"b\\c\td\ne', ' x ', 'a,b', '{}', 'é'], '{1,NULL,-3}', ARRAY['sad', 'so "so"', 'tab	b\s']::mood[], ARRAY['infinity', '2024-01-01 00:00:00.5+00', NULL]::timestamptz[], ARRAY['\x00ff5c'::bytea, '']);
+CREATE TABLE dims (a int[], t text[], s short[]); INSERT INTO dims VALUES ('{{1,2},{3,4}}', '[0:1]={a,b}', '{a,b}'), ('{5}', '{c}', NULL);
 CREATE TABLE other (f4 float4, f8 float8, m money, i interval, r int4range, a int[], p point, x xml, bits bit(7), vb varbit, mac macaddr, net cidr, ip inet, tm time, tmz timetz, nm name, ch "char", o oid, ls pg_lsn, mr int4multirange, jp jsonpath);
 INSERT INTO other (f8, f4) VALUES ('NaN', '-Infinity'), (0.1, 1e-40), (-0.0, 1.17549435e-38), (5e-324, 3.4e38);
 INSERT INTO other (m, i, r, a, p, x, bits, vb, mac, net, ip, tm, tmz, nm, ch, o, ls, mr, jp) VALUES (1.5, '1 mon -2 days 3:4:5.6', '[1,5)', '{{1,NULL},{3,4}}', '(1,2)', '<a>é</a>', B'1010101', B'1', '08:00:2b:01:02:03', '10.0.0.0/8', '::1/64', '24:00:00', '12:00+05:30', 'n', 'c', 42, '16/B374D848', '{[1,3),[5,9)}', '$.a[*]');

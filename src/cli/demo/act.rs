@@ -1,5 +1,6 @@
 //! The demo's acts, in their order.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::damage::{DAMAGE, damage};
 use super::stage::{BACKUP, ENDS, RECOVERY, Stage};
-use super::{Args, Error, Exit, Out};
+use super::{Args, Error, Exit, KillAt, Out};
 use crate::failure::Failure;
 use crate::report::text::{Table, count, wrap};
 use crate::sandbox::Standing;
@@ -114,13 +115,27 @@ async fn destroy(stage: &Stage, whole: &[Fingerprint], out: &Out) -> Result<(), 
 async fn recover(stage: &Stage, args: &Args, out: &Out, cancel: &CancellationToken) -> Result<(), Ended> {
     heading(out, 4, "The recovery, by its plan")?;
     let recovery = ["run", RECOVERY.0, "--env", "demo", "--yes"];
-    run(stage, &recovery, Shown::Live, args.kill_at.as_deref(), out, cancel).await?;
-    if let Some(step) = &args.kill_at {
+    run(stage, &recovery, Shown::Live, args.kill_at.as_ref(), out, cancel).await?;
+    let Some(kill_at) = &args.kill_at else { return Ok(()) };
+    let where_ = match kill_at {
+        KillAt::Step(step) => format!("in the middle of `{step}`"),
+        KillAt::Restored(percent) => format!("with {percent} % of the rows restored"),
+    };
+    out.print(&format!(
+        "\n   {} {where_}. Nothing is lost: another process goes on.\n\n",
+        out.paint.bad("Lifeboat was killed (SIGKILL)"),
+    ))?;
+    let before = parts_loaded(stage);
+    run(stage, &["resume", "--yes"], Shown::Live, None, out, cancel).await?;
+    if let KillAt::Restored(_) = kill_at {
+        // The last part may have been noted, and its transaction not be through.
+        let parts = parts_loaded(stage);
+        let twice = parts.len() - parts.iter().map(|(number, _)| number).collect::<BTreeSet<_>>().len();
         out.print(&format!(
-            "\n   {} in the middle of `{step}`. Nothing is lost: another process goes on.\n\n",
-            out.paint.bad("Lifeboat was killed (SIGKILL)"),
+            "\n   Of the {} parts that the rows came in, {} were there before the kill and were kept.\n",
+            parts.len() - twice,
+            before.len() - twice
         ))?;
-        run(stage, &["resume", "--yes"], Shown::Live, None, out, cancel).await?;
     }
     Ok(())
 }
@@ -141,7 +156,7 @@ async fn evidence(stage: &Stage, out: &Out, cancel: &CancellationToken) -> Resul
     heading(out, 6, "The report")?;
     run(stage, &["status"], Shown::All, None, out, cancel).await?;
     let more = "`lifeboat report` writes all of it as Markdown or JSON, to keep. `lifeboat demo --keep` leaves \
-                everything up to look around in; `--kill-at restore` kills Lifeboat in the middle, and resumes.";
+                everything up to look around in; `--kill-at 60%` kills Lifeboat in the middle of the restore, and resumes.";
     out.print(&format!("\n{}\n\n", wrap(more, out.paint.width, 0)))?;
     Ok(())
 }
@@ -232,7 +247,7 @@ async fn run(
     stage: &Stage,
     args: &[&str],
     shown: Shown,
-    kill_at: Option<&str>,
+    kill_at: Option<&KillAt>,
     out: &Out,
     cancel: &CancellationToken,
 ) -> Result<(), Ended> {
@@ -256,12 +271,17 @@ async fn run(
     }
     let status = match kill_at {
         None => waited(&mut child, cancel).await.map_err(cannot)?,
-        Some(step) => {
+        Some(kill_at) => {
             let in_the_middle = async {
-                journaled(stage, "step_started", step).await;
-                // What a step notes comes right before it acts; not every step does.
-                let _ = timeout(NOTES, journaled(stage, "step_noted", step)).await;
-                sleep(INTO_A_STEP).await;
+                match kill_at {
+                    KillAt::Step(step) => {
+                        journaled(stage, "step_started", step).await;
+                        // What a step notes comes right before it acts; not every step does.
+                        let _ = timeout(NOTES, journaled(stage, "step_noted", step)).await;
+                        sleep(INTO_A_STEP).await;
+                    }
+                    KillAt::Restored(percent) => restored(stage, *percent).await,
+                }
             };
             tokio::select! {
                 status = waited(&mut child, cancel) => {
@@ -269,9 +289,16 @@ async fn run(
                     if cancel.is_cancelled() {
                         return Err(Ended::Cancelled);
                     }
-                    let message = format!("the run ended before it could be killed in `{step}`");
-                    let steps = "`lifeboat show plans/database-corruption.yaml` lists its steps";
-                    return Err(Error::usage(message).help(steps).into());
+                    let (message, help) = match kill_at {
+                        KillAt::Step(step) => (
+                            format!("the run ended before it could be killed in `{step}`"),
+                            "`lifeboat show plans/database-corruption.yaml` lists its steps",
+                        ),
+                        KillAt::Restored(percent) => {
+                            (format!("all rows were there before {percent} % could be told"), "take a smaller percentage")
+                        }
+                    };
+                    return Err(Error::usage(message).help(help).into());
                 }
                 () = in_the_middle => {}
             }
@@ -307,17 +334,34 @@ async fn waited(child: &mut Child, cancel: &CancellationToken) -> std::io::Resul
 
 /// Waits until a journal says that of the step.
 async fn journaled(stage: &Stage, what: &str, step: &str) {
-    let runs = stage.folder.join(".lifeboat/runs");
+    while !events(stage).iter().any(|event| event["type"] == what && event["step"] == step) {
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits until so many hundredths of the rows are restored.
+async fn restored(stage: &Stage, percent: u64) {
     loop {
-        let journals =
-            std::fs::read_dir(&runs).into_iter().flatten().flatten().map(|run| run.path().join("journal.jsonl"));
-        for journal in journals {
-            let text = std::fs::read_to_string(journal).unwrap_or_default();
-            let said = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            if said.into_iter().any(|record| record["event"]["type"] == what && record["event"]["step"] == step) {
-                return;
-            }
+        let parts = parts_loaded(stage);
+        let loaded: u64 = parts.iter().filter_map(|(_, note)| note["bytes"].as_u64()).sum();
+        let all = parts.iter().find_map(|(_, note)| note["of"].as_u64());
+        if all.is_some_and(|all| loaded * 100 >= all * percent) {
+            return;
         }
         sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// The parts of rows that were loaded, by what was noted of each.
+fn parts_loaded(stage: &Stage) -> Vec<(u64, Value)> {
+    let noted = |event: &Value| Some((event["note"]["chunk"].as_u64()?, event["note"].clone()));
+    events(stage).iter().filter_map(noted).collect()
+}
+
+/// What all journals say.
+fn events(stage: &Stage) -> Vec<Value> {
+    let runs = std::fs::read_dir(stage.folder.join(".lifeboat/runs")).into_iter().flatten().flatten();
+    let texts = runs.map(|run| std::fs::read_to_string(run.path().join("journal.jsonl")).unwrap_or_default());
+    let read = |line: &str| Some(serde_json::from_str::<Value>(line).ok()?["event"].take());
+    texts.flat_map(|text| text.lines().filter_map(read).collect::<Vec<_>>()).collect()
 }

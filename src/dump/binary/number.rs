@@ -23,6 +23,21 @@ pub fn integer(field: &[u8]) -> Result<i64, Unfit> {
     if negative { Ok(number) } else { number.checked_neg().ok_or(Unfit) }
 }
 
+/// A floating-point number as PostgreSQL writes it: the shortest digits that are this number and no other. One that is
+/// too large for its type is refused there and would be infinite here.
+pub fn float<T: std::str::FromStr + Into<f64> + Copy>(field: &[u8]) -> Result<T, Unfit> {
+    let text = std::str::from_utf8(field).map_err(|_| Unfit)?;
+    let special = matches!(text, "NaN" | "Infinity" | "-Infinity");
+    let plain = |byte: &u8| byte.is_ascii_digit() || matches!(byte, b'-' | b'+' | b'.' | b'e');
+    if !special && (text.starts_with('+') || !field.iter().all(plain)) {
+        return Err(Unfit);
+    }
+    let number: T = text.parse().map_err(|_| Unfit)?;
+    let zero = number.into() == 0.0
+        && field.iter().take_while(|byte| **byte != b'e').any(|byte| matches!(byte, b'1'..=b'9'));
+    if zero || (!special && !number.into().is_finite()) { Err(Unfit) } else { Ok(number) }
+}
+
 /// A `numeric`: how many digits to the base 10,000, the first one's weight, the sign, how
 /// many decimals are shown, the digits.
 pub fn numeric(field: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {

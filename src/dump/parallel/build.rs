@@ -1,16 +1,25 @@
 //! Indexes, keys and foreign keys, several at a time: each statement is its own
 //! transaction, and what an earlier attempt built is known by its name.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
+use super::super::outline::Name;
 use super::order::Build;
+use super::split::Settings;
 use super::{Journal, Parallel, Stage, connect};
 use crate::failure::Failure;
 use crate::kill;
 use crate::service::postgres::Session;
+
+/// A table of fewer rows is small: what is built of it takes less than to ask for it.
+const SMALL: u64 = 10_000;
+
+/// How many statements one transaction takes, where tables are small.
+const STATEMENTS: usize = 32;
 
 /// How often a statement is tried that another one's locks keep from running.
 const TRIES: usize = 5;
@@ -18,7 +27,7 @@ const TRIES: usize = 5;
 /// Builds what it is given.
 pub struct Builder<'a> {
     journal: &'a dyn Journal,
-    idle: Vec<Session>,
+    idle: Vec<Idle>,
     jobs: usize,
     /// What an earlier attempt built: schema, table, name; and whether it was validated.
     there: BTreeMap<(String, String, String), bool>,
@@ -26,6 +35,55 @@ pub struct Builder<'a> {
     resumed: bool,
     done: u64,
     total: u64,
+}
+
+/// A session with nothing to do, and what it was told with SET.
+type Idle = (Session, Settings);
+
+/// What is built in one transaction.
+#[derive(Default)]
+struct Batch {
+    builds: Vec<Build>,
+    /// The tables that nothing else may be done with meanwhile.
+    locks: BTreeSet<Name>,
+}
+
+impl Batch {
+    fn add(&mut self, build: Build) {
+        self.locks.extend(build.locks.iter().cloned());
+        self.builds.push(build);
+    }
+
+    /// Whether it may be done beside another one.
+    fn conflicts(&self, other: &Self) -> bool {
+        let alone = |batch: &Self| batch.builds.iter().any(|build| build.alone);
+        let share = |batch: &Self| batch.builds.iter().all(|build| build.shares);
+        alone(self) || alone(other) || (!(share(self) && share(other)) && !self.locks.is_disjoint(&other.locks))
+    }
+
+    /// Small tables' builds together, in their order; all others by themselves.
+    fn batches(builds: Vec<Build>) -> VecDeque<Self> {
+        let mut batches = VecDeque::new();
+        let mut small = Self::default();
+        for build in builds {
+            if build.rows >= SMALL || build.alone {
+                let mut large = Self::default();
+                large.add(build);
+                batches.push_back(large);
+                continue;
+            }
+            let full = small.builds.len() >= STATEMENTS;
+            let other = small.builds.last().is_some_and(|last| last.statement.settings != build.statement.settings);
+            if full || other {
+                batches.push_back(std::mem::take(&mut small));
+            }
+            small.add(build);
+        }
+        if !small.builds.is_empty() {
+            batches.push_back(small);
+        }
+        batches
+    }
 }
 
 impl<'a> Builder<'a> {
@@ -37,10 +95,10 @@ impl<'a> Builder<'a> {
             // The last transaction waits for the disk, and for all before it.
             session.batch("set up the session", "SET synchronous_commit = off").await?;
             session.batch("set up the session", &memory(of.jobs)).await?;
-            idle.push(session);
+            idle.push((session, Settings::default()));
         }
         let there = match idle.first() {
-            Some(session) if !of.done.is_nothing() => there(session).await?,
+            Some((session, _)) if !of.done.is_nothing() => there(session).await?,
             _ => BTreeMap::new(),
         };
         Ok(Self { journal: &*of.journal, idle, jobs, there, resumed: !of.done.is_nothing(), done: 0, total })
@@ -56,12 +114,14 @@ impl<'a> Builder<'a> {
     /// that comes apart, side by side also for those that refer to one table.
     pub async fn foreign_keys(&mut self, builds: Vec<Build>) -> Result<(), Failure> {
         let partitioned = match self.idle.first() {
-            Some(session) => partitioned(session).await?,
+            Some((session, _)) => partitioned(session).await?,
             None => BTreeSet::new(),
         };
         let (mut made, mut looked_through) = (vec![], vec![]);
         for mut build in builds {
-            if let Some(look) = build.apart(&partitioned) {
+            if build.rows >= SMALL
+                && let Some(look) = build.apart(&partitioned)
+            {
                 if self.is_missing(&look, true) {
                     looked_through.push(look);
                 }
@@ -80,50 +140,33 @@ impl<'a> Builder<'a> {
         self.run(looked_through, false).await
     }
 
-    async fn run(&mut self, mut waiting: Vec<Build>, in_order: bool) -> Result<(), Failure> {
-        let mut running: Vec<(usize, Build)> = vec![];
+    async fn run(&mut self, builds: Vec<Build>, in_order: bool) -> Result<(), Failure> {
+        let mut waiting = Batch::batches(builds);
+        let mut running: Vec<(usize, Arc<Batch>)> = vec![];
         let mut answers = FuturesUnordered::new();
         let mut next = 0;
         while !waiting.is_empty() || !running.is_empty() {
             while running.len() < self.jobs
                 && let Some(at) = ready(&waiting, &running, in_order)
-                && let Some(session) = self.idle.pop()
+                && let Some(idle) = self.idle.pop()
+                && let Some(batch) = waiting.remove(at)
             {
-                let build = waiting.remove(at);
-                let what = format!("{} of {}", build.name, build.table.1);
-                self.journal.progress(Stage::Built { done: self.done, total: self.total, what });
-                let (statement, number) = (build.statement.clone(), next);
-                let again = self.resumed && build.table.0.is_none();
-                answers.push(async move {
-                    let mut tries = 0;
-                    loop {
-                        tries += 1;
-                        statement.settings.apply(&session).await?;
-                        let Err(error) = kill::around("build", session.batch_execute(&statement.text)).await else {
-                            break;
-                        };
-                        // An earlier attempt built it, under a name whose schema the dump leaves open.
-                        if again
-                            && error.code().is_some_and(|code| ["42P07", "42710", "42P16"].contains(&code.code()))
-                        {
-                            break;
-                        }
-                        let passes = error.code().is_some_and(|code| code.code() == "40P01");
-                        if !passes || tries == TRIES {
-                            let attempted = format!("line {}: {}", statement.line, statement.beginning());
-                            return Err(session.failure(attempted, &error));
-                        }
-                    }
-                    Ok((number, session))
-                });
-                running.push((number, build));
+                if let Some(build) = batch.builds.first() {
+                    let what = format!("{} of {}", build.name, build.table.1);
+                    self.journal.progress(Stage::Built { done: self.done, total: self.total, what });
+                }
+                let batch = Arc::new(batch);
+                running.push((next, batch.clone()));
+                let (number, resumed) = (next, self.resumed);
+                answers.push(async move { Ok::<_, Failure>((number, build(idle, &batch.builds, resumed).await?)) });
                 next += 1;
             }
             let Some(answer) = answers.next().await else { break };
-            let (number, session) = answer?;
-            self.idle.push(session);
+            let (number, idle) = answer?;
+            self.idle.push(idle);
             let ended = running.iter().position(|(own, _)| *own == number).map(|at| running.swap_remove(at));
-            self.done += u64::from(ended.is_some_and(|(_, build)| build.counts));
+            let counts = ended.map_or(0, |(_, batch)| batch.builds.iter().filter(|build| build.counts).count());
+            self.done += counts as u64;
         }
         Ok(())
     }
@@ -143,20 +186,47 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// The first that may run beside those that do.
-fn ready(waiting: &[Build], running: &[(usize, Build)], in_order: bool) -> Option<usize> {
-    (0..waiting.len()).find(|at| {
-        let build = &waiting[*at];
-        let earlier = if in_order { &waiting[..*at] } else { &[] };
-        running.iter().map(|(_, build)| build).chain(earlier).all(|other| !conflict(build, other))
-    })
+/// Builds all of it in one transaction; if that fails, one after the other, so that each is told by its own words.
+async fn build(mut idle: Idle, builds: &[Build], resumed: bool) -> Result<Idle, Failure> {
+    let (session, applied) = &mut idle;
+    // All of a batch have the same.
+    if let Some(first) = builds.first()
+        && *applied != first.statement.settings
+    {
+        first.statement.settings.apply(session).await?;
+        *applied = first.statement.settings.clone();
+    }
+    if builds.len() > 1 {
+        let all: Vec<&str> = builds.iter().map(|build| build.statement.text.as_str()).collect();
+        if kill::around("build", session.batch_execute(&all.join("\n"))).await.is_ok() {
+            return Ok(idle);
+        }
+    }
+    for build in builds {
+        let mut tries = 0;
+        while let Err(error) = kill::around("build", session.batch_execute(&build.statement.text)).await {
+            let code = error.code().map_or("", |code| code.code());
+            // An earlier attempt built it, under a name whose schema the dump leaves open.
+            if resumed && build.table.0.is_none() && ["42P07", "42710", "42P16"].contains(&code) {
+                break;
+            }
+            tries += 1;
+            if code != "40P01" || tries == TRIES {
+                let attempted = format!("line {}: {}", build.statement.line, build.statement.beginning());
+                return Err(session.failure(attempted, &error));
+            }
+        }
+    }
+    Ok(idle)
 }
 
-fn conflict(one: &Build, other: &Build) -> bool {
-    if one.alone || other.alone {
-        return true;
-    }
-    !(one.shares && other.shares) && one.locks.iter().any(|table| other.locks.contains(table))
+/// The first that may run beside those that do.
+fn ready(waiting: &VecDeque<Batch>, running: &[(usize, Arc<Batch>)], in_order: bool) -> Option<usize> {
+    (0..waiting.len()).find(|at| {
+        let batch = &waiting[*at];
+        let beside = running.iter().all(|(_, other)| !batch.conflicts(other));
+        beside && (!in_order || waiting.iter().take(*at).all(|earlier| !batch.conflicts(earlier)))
+    })
 }
 
 /// Tables with partitions, by schema and name: a foreign key of or to one is made and validated at once, since

@@ -191,7 +191,7 @@ mod tests {
     fn jobs(dump: &[u8], piece: usize, chunk: u64) -> Vec<(u64, Vec<Seen>)> {
         let copies = [1; 10];
         let mut cutter = Cutter::new(&copies, chunk);
-        let mut splitter = Splitter::new(Rules::default());
+        let mut splitter = Splitter::new(Rules::default(), None);
         for piece in dump.chunks(piece) {
             for event in splitter.push(piece).unwrap() {
                 match event {

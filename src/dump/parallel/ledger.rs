@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::Journal;
+use crate::dump::choice::Choice;
 use crate::dump::survey::Rules;
 use crate::failure::Failure;
 use crate::kill;
@@ -51,8 +52,9 @@ impl Done {
 }
 
 /// What the parts of a dump depend on, besides how they are cut. Begins with the form of the parts.
-pub fn identity(sha256: Option<&str>, rules: Rules) -> String {
-    format!("1 {} {} {}", sha256.unwrap_or_default(), rules.owners, rules.transaction_timeout)
+pub fn identity(sha256: Option<&str>, rules: Rules, choice: Option<&Choice>) -> String {
+    let part = choice.map_or_else(String::new, |Choice { schemas, tables, .. }| format!(" {schemas:?} {tables:?}"));
+    format!("1 {} {} {}{part}", sha256.unwrap_or_default(), rules.owners, rules.transaction_timeout)
 }
 
 /// The ledger of a restore.

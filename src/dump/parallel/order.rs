@@ -113,7 +113,7 @@ pub fn arrange(statements: Vec<Statement>, rows: &BTreeMap<String, u64>) -> Vec<
             }
             Part::Late | Part::Sequence if stretch.foreign.is_empty() => stretch.late.push(statement),
             Part::Late | Part::Sequence => stretch.later.push(statement),
-            Part::InOrder | Part::EventTrigger | Part::Unfit(_) => {
+            Part::InOrder | Part::Attach { .. } | Part::EventTrigger | Part::Unfit(_) => {
                 std::mem::take(&mut stretch).end(&mut tasks);
                 ordered(&mut tasks, vec![statement]);
             }

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use super::super::choice::Choice;
 use super::super::lexer::{Lexer, Listener, Verdict};
 use super::super::outline::{Name, Part, part};
-use super::super::statement::{Kind, kind};
+use super::super::statement::{Kind, kind, qualified, tokens};
 use super::super::survey::{Hearer, Rules};
 use crate::failure::Failure;
 use crate::service::postgres::Session;
@@ -100,15 +101,29 @@ pub struct Splitter {
 #[derive(Debug)]
 struct Ear {
     hearer: Hearer,
+    /// What is restored, if not all of it.
+    choice: Option<Arc<Choice>>,
+    /// Whether the rows that go by aren't.
+    skips: bool,
+    /// Foreign keys that were left out, by their tables.
+    left_out: Vec<(Name, String)>,
     settings: Settings,
     events: Vec<Event>,
     rows: Vec<u8>,
 }
 
 impl Splitter {
-    pub fn new(rules: Rules) -> Self {
-        let hearer = Hearer::new(rules);
-        let ear = Ear { hearer, settings: Settings::default(), events: vec![], rows: vec![] };
+    /// One that leaves out what `rules` say, and rows that aren't chosen.
+    pub fn new(rules: Rules, choice: Option<Arc<Choice>>) -> Self {
+        let ear = Ear {
+            hearer: Hearer::new(rules),
+            choice,
+            skips: false,
+            left_out: vec![],
+            settings: Settings::default(),
+            events: vec![],
+            rows: vec![],
+        };
         Self { lexer: Lexer::default(), ear }
     }
 
@@ -143,6 +158,37 @@ impl Splitter {
     }
 }
 
+impl Ear {
+    /// Whether that is a foreign key that refers to rows which aren't loaded, or a comment on one.
+    fn leaves_out(&mut self, part: &Part, text: &str) -> bool {
+        let Some(choice) = &self.choice else { return false };
+        match part {
+            Part::ForeignKey { table, name, refers, .. } => {
+                let stays = !choice.names(table) || choice.names(refers);
+                if !stays {
+                    self.left_out.push((table.clone(), name.clone()));
+                }
+                !stays
+            }
+            Part::Late if !self.left_out.is_empty() => {
+                on_constraint(text).is_some_and(|of| self.left_out.contains(&of))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The table and the name in `COMMENT ON CONSTRAINT name ON table`.
+fn on_constraint(text: &str) -> Option<(Name, String)> {
+    let tokens = tokens(text.as_bytes());
+    let [first, on, constraint, name, ..] = tokens.as_slice() else { return None };
+    if !(first.is("comment") && on.is("on") && constraint.is("constraint")) {
+        return None;
+    }
+    let (schema, table, _) = qualified(&tokens, 5)?;
+    Some(((schema, table), name.name()?.to_owned()))
+}
+
 impl Listener for Ear {
     fn comment(&mut self, text: &str, line: u64) {
         self.hearer.comment(text, line);
@@ -158,11 +204,20 @@ impl Listener for Ear {
         let settings = self.settings.clone();
         if verdict == Verdict::Copy {
             let Kind::Copy { schema, table } = kind(text.as_bytes()) else { return Ok(verdict) };
+            let table = (schema, table);
+            if self.choice.as_ref().is_some_and(|choice| !choice.names(&table)) {
+                self.skips = true;
+                return Ok(verdict);
+            }
             let line = line + text.matches('\n').count() as u64 + 1;
-            self.events.push(Event::Copy(Copy { text: text.into(), table: (schema, table), line, settings }));
+            self.events.push(Event::Copy(Copy { text: text.into(), table, line, settings }));
             return Ok(verdict);
         }
-        let statement = Statement { text: text.to_owned(), line, part: part(text.as_bytes()), settings };
+        let part = part(text.as_bytes());
+        if self.leaves_out(&part, text) {
+            return Ok(Verdict::Drop);
+        }
+        let statement = Statement { text: text.to_owned(), line, part, settings };
         self.settings = statement.settings_after();
         self.events.push(Event::Statement(statement));
         Ok(verdict)
@@ -178,10 +233,15 @@ impl Listener for Ear {
 
     fn data(&mut self, rows: &[u8]) {
         self.hearer.data(rows);
-        self.rows.extend_from_slice(rows);
+        if !self.skips {
+            self.rows.extend_from_slice(rows);
+        }
     }
 
     fn end_of_data(&mut self) {
+        if std::mem::take(&mut self.skips) {
+            return;
+        }
         let mut rows = std::mem::take(&mut self.rows);
         let end = if rows.ends_with(b"\r\n") { 4 } else { 3 };
         rows.truncate(rows.len().saturating_sub(end));

@@ -13,7 +13,7 @@ use super::cut::{Job, Rows};
 use super::ledger::{CHUNK, write};
 use super::split::Settings;
 use super::{Shared, connect};
-use crate::dump::binary::{HEADER, Kind, TRAILER, turn};
+use crate::dump::binary::{Column, HEADER, TRAILER, turn};
 use crate::dump::manifest::table_name;
 use crate::dump::outline::copy_without_end;
 use crate::dump::statement::copy_columns;
@@ -48,7 +48,7 @@ struct Worker {
 }
 
 /// The last COPY's statement, and its columns' types if all can go over in binary.
-type Seen = (Arc<str>, Option<Arc<[Kind]>>);
+type Seen = (Arc<str>, Option<Arc<[Column]>>);
 
 /// Why rows were not taken in.
 enum Refused {
@@ -97,14 +97,13 @@ impl Worker {
             let kinds = kinds.filter(|_| !as_text.contains(&at));
             loaded += self.copy(rows, kinds.as_deref()).await.map_err(|why| (at, why))?;
         }
-        write(&self.session, &*self.shared.journal, CHUNK, job.number, json!({ "bytes": bytes }))
-            .await
-            .map_err(failed)?;
+        let noted = json!({ "bytes": bytes, "of": self.shared.bytes });
+        write(&self.session, &*self.shared.journal, CHUNK, job.number, noted).await.map_err(failed)?;
         self.session.batch("commit a transaction", "COMMIT").await.map_err(failed)?;
         Ok(loaded)
     }
 
-    async fn copy(&self, rows: &Rows, kinds: Option<&[Kind]>) -> Result<u64, Refused> {
+    async fn copy(&self, rows: &Rows, kinds: Option<&[Column]>) -> Result<u64, Refused> {
         let Rows { text, table, line, data } = rows;
         let failed = |error: tokio_postgres::Error| {
             let name = table_name(table.0.as_deref().unwrap_or("public"), &table.1);
@@ -146,7 +145,7 @@ impl Worker {
     }
 
     /// The types of the rows' columns, if all can be turned.
-    async fn kinds(&mut self, rows: &Rows) -> Result<Option<Arc<[Kind]>>, Failure> {
+    async fn kinds(&mut self, rows: &Rows) -> Result<Option<Arc<[Column]>>, Failure> {
         if rows.data.len() < WORTH_TURNING {
             return Ok(None);
         }
@@ -157,17 +156,13 @@ impl Worker {
             (Some(schema), table) => format!("{}.{}", ident(schema), ident(table)),
             (None, table) => ident(table),
         };
-        let sql = "SELECT a.attname::text, a.atttypid, t.typtype = 'e' \
-                     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid \
-                     JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
-                    WHERE c.oid = pg_catalog.to_regclass($1::text) AND a.attnum > 0";
-        let found = self.session.rows("look at a table's types", sql, &[&name]).await?;
+        let found = self.session.rows("look at a table's types", Column::TYPES, &[&name]).await?;
         let columns = copy_columns(rows.text.as_bytes()).unwrap_or_default();
         let kind = |column: &String| {
             let row = found.iter().find(|row| row.get::<_, &str>(0) == column)?;
-            Kind::of(row.get(1), row.get(2))
+            Column::of(row.get(1), row.get(2), row.get(3), row.get(4))
         };
-        let kinds = columns.iter().map(kind).collect::<Option<Arc<[Kind]>>>().filter(|kinds| !kinds.is_empty());
+        let kinds = columns.iter().map(kind).collect::<Option<Arc<[Column]>>>().filter(|kinds| !kinds.is_empty());
         self.seen = Some((rows.text.clone(), kinds.clone()));
         Ok(kinds)
     }

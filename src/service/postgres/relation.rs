@@ -172,3 +172,22 @@ impl Session {
         Ok(())
     }
 }
+
+/// Drops the subscriptions of the session's database. Without its slot's name a subscription goes alone: the slot of
+/// that name belongs to the database that was dumped.
+///
+/// # Errors
+/// The server's own words.
+pub async fn drop_subscriptions(session: &Session) -> Result<(), Failure> {
+    let attempted = "drop subscriptions";
+    let sql = "SELECT s.subname::text FROM pg_catalog.pg_subscription s \
+               JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE d.datname = pg_catalog.current_database()";
+    for row in session.rows(attempted, sql, &[]).await? {
+        let subscription = ident(row.get(0));
+        for sql in ["DISABLE", "SET (slot_name = NONE)"] {
+            session.batch(attempted, &format!("ALTER SUBSCRIPTION {subscription} {sql}")).await?;
+        }
+        session.batch(attempted, &format!("DROP SUBSCRIPTION {subscription}")).await?;
+    }
+    Ok(())
+}

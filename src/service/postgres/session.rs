@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -203,4 +204,30 @@ async fn drive<S>(
         tokio::select! { () = &mut pump => {}, () = ask => {} }
     })
     .await;
+}
+
+/// Asks all of `statements`, over several sessions of one database. Gives the rows of each; `watch` is told which one
+/// is begun.
+///
+/// # Errors
+/// The server's own words for the first that failed.
+pub async fn ask_all(
+    sessions: &[Session],
+    attempted: &str,
+    statements: &[String],
+    watch: &(dyn Fn(usize) + Sync),
+) -> Result<Vec<Vec<Row>>, Failure> {
+    let next = AtomicUsize::new(0);
+    let asked = sessions.iter().map(|session| async {
+        let mut answers = vec![];
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(statement) = statements.get(at) else { return Ok::<_, Failure>(answers) };
+            watch(at);
+            answers.push((at, session.rows(attempted, statement, &[]).await?));
+        }
+    });
+    let mut answers: Vec<_> = futures::future::try_join_all(asked).await?.into_iter().flatten().collect();
+    answers.sort_by_key(|(at, _)| *at);
+    Ok(answers.into_iter().map(|(_, rows)| rows).collect())
 }

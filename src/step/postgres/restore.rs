@@ -5,6 +5,8 @@
 //! interrupted attempt left is this run's to drop. An empty database is filled in one
 //! transaction: it is either still empty or whole.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -17,6 +19,7 @@ mod resume;
 mod throwaway;
 
 use super::{check_database_name, end_leftovers, same_server, server, yet_to_come};
+use crate::dump::choice::{Choice, nothing_of};
 use crate::dump::manifest::Format;
 use crate::dump::proof::{Proof, Watch, prove};
 use crate::dump::proven::proven;
@@ -56,11 +59,15 @@ pub struct Restore {
     /// need `create`, and a copy of it in the temporary folder unless it lies uncompressed on a disk.
     #[schemars(range(min = 1, max = 64))]
     jobs: Option<u32>,
-    /// Only these schemas of an archive.
+    /// Only these schemas, with what is in them. Of an archive only that; of a plain dump, which needs
+    /// `create`, also what it needs elsewhere but tables (types, functions, extensions, the schema
+    /// `public`). Foreign keys and views that need other schemas' tables are left out, and told.
     #[serde(default)]
     schemas: Vec<String>,
-    /// Only these tables of an archive, as `schema.table`, all of one schema: the tables and
-    /// their rows, without indexes and keys, as `pg_restore --table` does.
+    /// Only these tables, as `schema.table`. Of a plain dump, which needs `create`: with partitions,
+    /// indexes, constraints, triggers and all else of theirs; other tables and views are left out, with
+    /// the foreign keys to them, and told. Of an archive: tables of one schema and their rows, without
+    /// indexes and keys, as `pg_restore --table` does.
     #[serde(default)]
     tables: Vec<String>,
     /// Whether statistics are gathered afterwards; without them queries are slow.
@@ -154,16 +161,6 @@ impl Step for Restore {
                     Some("write it as schema.table".to_owned()),
                 );
             }
-        }
-        let mut schemas: Vec<_> =
-            self.tables.iter().filter_map(|name| name_parts(name)).map(|[schema, _]| schema).collect();
-        schemas.dedup();
-        if schemas.len() > 1 {
-            found.add(
-                "/tables",
-                "the tables are of several schemas",
-                Some("restore those of one schema in one step".to_owned()),
-            );
         }
     }
 
@@ -322,6 +319,23 @@ impl Restore {
         self.schemas.is_empty() && self.tables.is_empty()
     }
 
+    /// What part of a plain dump is restored, if not all of it.
+    fn choice(&self, proof: &Proof) -> Result<Option<Choice>, Failure> {
+        if self.is_whole() || proof.format != Format::Plain {
+            return Ok(None);
+        }
+        Choice::of(&self.from.path, &proof.survey, &self.schemas, &self.tables).map(Some)
+    }
+
+    /// The rows of each table that is restored.
+    fn chosen_rows(&self, proof: &Proof) -> Result<BTreeMap<String, u64>, Failure> {
+        let mut rows = proof.expected_rows();
+        if let Some(choice) = self.choice(proof)? {
+            rows.retain(|table, _| choice.has_rows_of(table));
+        }
+        Ok(rows)
+    }
+
     /// Whether what `schemas` and `tables` name is in the dump, and can be taken out of it.
     fn narrows(&self, proof: &Proof) -> Result<(), Failure> {
         if self.is_whole() {
@@ -329,20 +343,27 @@ impl Restore {
         }
         let path = &self.from.path;
         if proof.format == Format::Plain {
-            return Err(Failure::permanent(format!("`{path}` is plain SQL, of which no part can be restored by name"))
-                .help("leave `schemas` and `tables` out and take over what you need from the restored database, or use a custom archive"));
+            if !self.create {
+                return Err(Failure::permanent(format!(
+                    "`{path}` is plain SQL, of which a part goes into a new database only"
+                ))
+                .help("set `create: true`, or use a custom archive"));
+            }
+            return self.choice(proof).map(drop);
         }
         let parts: Vec<_> = proof.survey.rows.keys().filter_map(|table| name_parts(table)).collect();
+        let mut of = self.tables.iter().filter_map(|name| name_parts(name)).map(|[schema, _]| schema);
+        let first = of.next();
+        if of.any(|schema| Some(schema) != first) {
+            return Err(Failure::permanent("an archive gives tables of one schema only, and these are of several")
+                .help("restore those of one schema in one step, or take a plain dump"));
+        }
         let missing = self
             .tables
             .iter()
             .find(|name| !name_parts(name).is_some_and(|wanted| parts.contains(&wanted)))
             .or_else(|| self.schemas.iter().find(|schema| !parts.iter().any(|[own, _]| own == *schema)));
-        match missing {
-            Some(missing) => Err(Failure::permanent(format!("`{path}` holds no rows of {missing}"))
-                .help("look what it holds with `storage.verify` and `listing: true`")),
-            None => Ok(()),
-        }
+        missing.map_or(Ok(()), |missing| Err(nothing_of(path, missing)))
     }
 
     fn done(&self, loaded: &Loaded) -> Done {

@@ -1,12 +1,8 @@
 //! Statistics of a restored database, gathered over several connections.
 
-use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
-
-use futures::future::try_join_all;
-
 use crate::failure::Failure;
-use crate::service::postgres::{Server, ident};
+use crate::service::postgres::session::ask_all;
+use crate::service::postgres::{Session, ident};
 
 /// How many tables one statement takes at most.
 const TABLES: usize = 64;
@@ -14,13 +10,13 @@ const TABLES: usize = 64;
 /// Tables of so many bytes have a statement of their own.
 const LARGE: i64 = 8 << 20;
 
-/// What `ANALYZE` does, over several connections: every table and materialised view of the database.
+/// What `ANALYZE` does, over several sessions: every table and materialised view of the database.
 ///
 /// # Errors
 /// What the server said.
-pub(super) async fn analyze(server: &Server, database: &str, jobs: usize) -> Result<(), Failure> {
+pub(super) async fn analyze(sessions: &[Session]) -> Result<(), Failure> {
     let attempted = "gather statistics";
-    let first = server.connect(Some(database)).await?;
+    let Some(first) = sessions.first() else { return Ok(()) };
     let sql = "SELECT n.nspname::text, c.relname::text, coalesce(pg_catalog.pg_relation_size(c.oid), 0) FROM pg_catalog.pg_class c \
                  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                 WHERE c.relkind IN ('r', 'm', 'p') AND c.relpersistence <> 't' \
@@ -31,19 +27,6 @@ pub(super) async fn analyze(server: &Server, database: &str, jobs: usize) -> Res
         let names: Vec<_> = rows.iter().map(|row| format!("{}.{}", ident(row.get(0)), ident(row.get(1)))).collect();
         format!("ANALYZE {}", names.join(", "))
     };
-    let statements: VecDeque<String> = large.chunks(1).chain(small.chunks(TABLES)).map(statement).collect();
-    let jobs = statements.len().min(jobs);
-    let statements = Mutex::new(statements);
-    let mut sessions = vec![first];
-    while sessions.len() < jobs {
-        sessions.push(server.connect(Some(database)).await?);
-    }
-    let work = sessions.iter().map(|session| async {
-        loop {
-            let next = statements.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            let Some(next) = next else { return Ok::<_, Failure>(()) };
-            session.batch(attempted, &next).await?;
-        }
-    });
-    try_join_all(work).await.map(|_| ())
+    let statements: Vec<String> = large.chunks(1).chain(small.chunks(TABLES)).map(statement).collect();
+    ask_all(sessions, attempted, &statements, &|_| ()).await.map(|_| ())
 }

@@ -12,6 +12,7 @@ use crate::dump::proof::Proof;
 use crate::dump::survey::Rules;
 use crate::failure::Failure;
 use crate::record::event::{Progress, ProgressUnit};
+use crate::service::postgres::relation::drop_subscriptions;
 use crate::service::postgres::tool::Version;
 use crate::service::postgres::{Server, Session, ident, literal};
 use crate::service::storage::Storage;
@@ -240,54 +241,41 @@ impl Restore {
         database: &str,
         cx: &RunCx,
     ) -> Result<Loaded, Failure> {
-        let session = server.connect(Some(database)).await?;
-        let mut expected = proof.expected_rows();
+        let mut expected = self.chosen_rows(proof)?;
         if let Some(manifest) = proof.manifest.as_ref().filter(|_| self.is_whole()) {
             expected.extend(manifest.tables.iter().map(|(table, rows)| (table.clone(), *rows)));
         }
         let total = expected.len() as u64;
-        let mut done = 0;
-        let rows = expect_rows(&session, &expected, |table| {
-            let message = Some(format!("counting {table}"));
+        let progress = |done, message| {
+            let message = Some(message);
             cx.progress(Progress { done, total: Some(total), unit: ProgressUnit::Items, message });
-            done += 1;
-        })
-        .await?;
+        };
+        let mut sessions = vec![server.connect(Some(database)).await?];
+        while sessions.len() < self.connections().min(expected.len()) {
+            sessions.push(server.connect(Some(database)).await?);
+        }
+        let rows =
+            expect_rows(&sessions, &expected, &|done, table| progress(done, format!("counting {table}"))).await?;
         if self.analyze {
-            cx.progress(Progress {
-                done,
-                total: Some(total),
-                unit: ProgressUnit::Items,
-                message: Some("ANALYZE".to_owned()),
-            });
-            analyze(server, database, self.connections()).await?;
+            progress(total, "ANALYZE".to_owned());
+            analyze(&sessions).await?;
         }
         let taken_at = match &proof.manifest {
             Some(manifest) => Some(manifest.taken_at),
             None => taken_at(storage, &self.from.path).await?,
         };
         let tables =
-            tables(&session).await?.iter().filter(|table| !table.of_extension && !table.partitioned).count() as u64;
+            tables(&sessions[0]).await?.iter().filter(|table| !table.of_extension && !table.partitioned).count()
+                as u64;
         Ok(Loaded { rows, tables, bytes: proof.object.bytes, taken_at: taken_at.map(|at| at.to_string()) })
     }
 }
 
 pub(super) async fn drop_working(server: &Server, session: &Session, name: &str) -> Result<(), Failure> {
     let attempted = format!("drop the half-filled database {name}");
-    let sql = "SELECT s.subname::text FROM pg_catalog.pg_subscription s \
-               JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE d.datname = $1";
-    let subscriptions = session.rows(&attempted, sql, &[&name]).await?;
-    if !subscriptions.is_empty() {
-        // They would keep it from being dropped. Without its slot's name a subscription goes alone: the slot of that
-        // name belongs to the database that was dumped.
-        let inside = server.connect(Some(name)).await?;
-        for row in &subscriptions {
-            let subscription = ident(row.get(0));
-            for sql in ["DISABLE", "SET (slot_name = NONE)"] {
-                inside.batch(&attempted, &format!("ALTER SUBSCRIPTION {subscription} {sql}")).await?;
-            }
-            inside.batch(&attempted, &format!("DROP SUBSCRIPTION {subscription}")).await?;
-        }
+    if session.find_database(name).await?.is_some() {
+        // They would keep it from being dropped.
+        drop_subscriptions(&server.connect(Some(name)).await?).await?;
     }
     session.batch(attempted, &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(name))).await
 }

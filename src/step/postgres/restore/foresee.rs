@@ -156,6 +156,10 @@ impl Restore {
                 format!("say `from: {{ database: {of} }}` if that is meant"),
             );
         }
+        for left in self.choice(&proof)?.into_iter().flat_map(|choice| choice.left_out) {
+            preview =
+                preview.warning(format!("left out: {left}"), "choose that, too, if the key is wanted".to_owned());
+        }
         if self.jobs > Some(1)
             && proof.format != Format::Plain
             && storage.local_path(&self.from.path)?.is_none()
@@ -174,7 +178,7 @@ impl Restore {
         }
         let rows: BTreeMap<String, u64> = match &proof.manifest {
             Some(manifest) if self.is_whole() => manifest.tables.clone(),
-            _ => proof.expected_rows(),
+            _ => self.chosen_rows(&proof)?,
         };
         let all: u64 = rows.values().sum();
         let tables = rows.len();

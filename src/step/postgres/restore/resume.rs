@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use serde_json::Value;
 
 use super::{Owner, Restore};
+use crate::dump::choice::Choice;
 use crate::dump::manifest::Format;
 use crate::dump::parallel::{Done, Journal, Parallel, Stage, chunk_bytes, recall};
 use crate::dump::proof::Proof;
@@ -24,6 +25,7 @@ const JOBS: usize = 8;
 pub(super) struct SideBySide {
     jobs: usize,
     rules: Rules,
+    choice: Option<Arc<Choice>>,
 }
 
 impl Restore {
@@ -35,7 +37,7 @@ impl Restore {
 
     /// How the dump is loaded over several connections, if it can be.
     pub(super) fn side_by_side(&self, proof: &Proof, version: Version, cx: &RunCx) -> Option<SideBySide> {
-        if proof.format != Format::Plain || !self.create || self.jobs == Some(1) {
+        if proof.format != Format::Plain || !self.create || (self.jobs == Some(1) && self.is_whole()) {
             return None;
         }
         if let Some(why) = proof.survey.outline.unfit {
@@ -45,7 +47,9 @@ impl Restore {
         let jobs = self.connections();
         let rules =
             Rules { owners: self.owner == Owner::None, restrict: true, transaction_timeout: version.major < 17 };
-        Some(SideBySide { jobs, rules })
+        // That there is such a part was seen when the dump was proven.
+        let choice = self.choice(proof).ok()?.map(Arc::new);
+        Some(SideBySide { jobs, rules, choice })
     }
 }
 
@@ -65,7 +69,8 @@ impl SideBySide {
             return Ok(None);
         }
         let since: Vec<_> = cx.notes[begun + 1..].iter().map(|(_, note)| note).collect();
-        let done = recall(server, name, &since, proof.sha256.as_deref(), self.rules).await?;
+        let done =
+            recall(server, name, &since, proof.sha256.as_deref(), self.rules, self.choice.as_deref()).await?;
         cx.log(&match &done {
             None => format!("{name} can't be gone on with: it is made anew\n"),
             Some(done) if done.complete => format!("{name} is filled: its rows are counted\n"),
@@ -95,12 +100,17 @@ impl SideBySide {
             server,
             database: name,
             rules: self.rules,
+            choice: self.choice.clone(),
             jobs: self.jobs,
             done: done.unwrap_or_else(|| Done::nothing(chunk_bytes(self.jobs, proof))),
             cancel: &cx.cancel,
             journal: Arc::new(journal),
         };
-        load.run().await
+        load.run().await?;
+        for left in load.narrow().await? {
+            cx.log(&format!("left out: {left}\n"));
+        }
+        Ok(())
     }
 }
 
