@@ -240,6 +240,7 @@ impl Lexer {
                     return Ok(true);
                 }
                 self.state = State::Text;
+                self.continues = None;
                 self.hold(b"-", listener, out)?;
                 return Ok(false);
             }
@@ -261,6 +262,7 @@ impl Lexer {
                 if byte == b'\n' {
                     let text = std::mem::take(text);
                     self.state = State::Text;
+                    self.continues = self.continues.map(|_| true);
                     if self.idle() {
                         listener.comment(&String::from_utf8_lossy(&text), self.line);
                     }

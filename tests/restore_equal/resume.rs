@@ -130,7 +130,7 @@ async fn lost_connections_cost_what_was_not_committed() {
     let running = tokio::spawn(async move { step.run(&cx).await });
     let working = format!("lifeboat_{}_the-step", place.harness.run);
     let waits = format!(
-        "SELECT 1 FROM pg_stat_activity WHERE datname = '{working}' AND query ~ 'INDEX at_gate' AND state = 'active'"
+        "SELECT 1 FROM pg_stat_activity WHERE datname = '{working}' AND wait_event = 'PgSleep' AND state = 'active'"
     );
     for _ in 0..20 {
         if value("postgres", &waits).await.is_some() {
