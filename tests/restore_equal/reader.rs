@@ -55,11 +55,12 @@ fn literal() -> impl Strategy<Value = String> {
         text().prop_map(move |text| format!("'{}'", quoted(&text))),
         text().prop_map(move |text| format!("E'{}'", escaped(&text, "\\'"))),
         text().prop_map(move |text| format!("e'{}'", escaped(&text, "''"))),
-        // What follows on another line goes on with it.
+        // What follows on another line goes on with it for the server and the reader; psql takes it for a string of its
+        // own, so that only what is the same both ways can be compared.
         (text(), text()).prop_map(move |(one, other)| format!(
             "E'{}' -- '\n  '{}'",
             escaped(&one, "\\'"),
-            escaped(&other, "\\'")
+            escaped(&other, "''")
         )),
         (text(), text()).prop_map(move |(one, other)| format!("'{}'\n'{}'", quoted(&one), quoted(&other))),
         text().prop_map(move |text| format!("U&'{}'", quoted(&text.replace('\\', "")))),
@@ -192,7 +193,7 @@ async fn by_reader(database: &str, text: &str, piece: usize) -> Result<(), Strin
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn random_sql_is_what_psql_makes_of_it(text in dump(), piece in 1_usize..200) {
