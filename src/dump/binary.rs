@@ -7,6 +7,8 @@ mod array;
 mod number;
 mod time;
 
+use data_encoding::HEXLOWER_PERMISSIVE;
+
 /// A type whose values can be turned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -191,15 +193,12 @@ fn value(kind: Kind, field: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
 }
 
 fn hex(text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).ok_or(Unfit);
-    let pairs = text.chunks_exact(2);
-    if !pairs.remainder().is_empty() {
+    if !text.len().is_multiple_of(2) {
         return Err(Unfit);
     }
-    for pair in pairs {
-        out.push((digit(pair[0])? << 4 | digit(pair[1])?) as u8);
-    }
-    Ok(())
+    let start = out.len();
+    out.resize(start + text.len() / 2, 0);
+    HEXLOWER_PERMISSIVE.decode_mut(text, &mut out[start..]).map(drop).map_err(|_| Unfit)
 }
 
 /// A value without the escapes that PostgreSQL writes.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
 use tokio_util::sync::CancellationToken;
@@ -196,26 +197,30 @@ impl Source {
 }
 
 /// Reads on a thread of its own, some pieces ahead: decompressing costs as much as what is done with what comes out.
+/// A task would not do: the runtime keeps two that wake each other on one thread.
 fn ahead(mut reader: impl AsyncRead + Send + Unpin + 'static) -> impl AsyncRead + Send + Unpin {
     let (there, mut here) = mpsc::channel::<std::io::Result<Bytes>>(AHEAD);
-    tokio::spawn(async move {
-        loop {
-            let mut piece = BytesMut::with_capacity(PIECE);
-            let read = tokio::select! {
-                read = reader.read_buf(&mut piece) => read,
-                // Whoever wanted it is gone.
-                () = there.closed() => return,
-            };
-            let piece = match read {
-                Ok(0) => return,
-                Ok(_) => Ok(piece.freeze()),
-                Err(error) => Err(error),
-            };
-            let failed = piece.is_err();
-            if there.send(piece).await.is_err() || failed {
-                return;
+    let runtime = Handle::current();
+    tokio::task::spawn_blocking(move || {
+        runtime.block_on(async {
+            loop {
+                let mut piece = BytesMut::with_capacity(PIECE);
+                let read = tokio::select! {
+                    read = reader.read_buf(&mut piece) => read,
+                    // Whoever wanted it is gone.
+                    () = there.closed() => return,
+                };
+                let piece = match read {
+                    Ok(0) => return,
+                    Ok(_) => Ok(piece.freeze()),
+                    Err(error) => Err(error),
+                };
+                let failed = piece.is_err();
+                if there.send(piece).await.is_err() || failed {
+                    return;
+                }
             }
-        }
+        });
     });
     StreamReader::new(futures::stream::poll_fn(move |cx| here.poll_recv(cx)))
 }

@@ -8,6 +8,8 @@ from measure import Contender, interleaved
 from graphs import write
 from server import Server
 
+# An auth service's database. Where what a row holds decides how much of the time goes into rows and how much into
+# indexes, it is as long as it is in life: a browser's whole name, a token of 32 characters, settings of some depth.
 SEED = """
 create schema auth; create schema credits;
 create type auth.role as enum ('user', 'admin', 'service');
@@ -24,15 +26,22 @@ create table credits.ledger (id bigint primary key, user_id uuid not null refere
 insert into auth.users select md5(n::text)::uuid, 'user' || n || '@yourcompany.com', 'User ' || n,
     (array['user', 'admin', 'service'])[1 + n % 3]::auth.role, n % 7 <> 0,
     timestamptz '2024-01-01' + n * interval '1 minute',
-    jsonb_build_object('theme', n % 3, 'tags', jsonb_build_array(n, md5(n::text)))
+    jsonb_build_object(
+        'theme', (array['light', 'dark', 'system'])[1 + n % 3],
+        'locale', (array['en', 'de', 'fr', 'ja'])[1 + n % 4],
+        'timezone', (array['Europe/Berlin', 'America/New_York', 'Asia/Tokyo'])[1 + n % 3],
+        'notifications', jsonb_build_object('email', n % 2 = 0, 'push', n % 5 = 0, 'digest', 'weekly'),
+        'organizations', jsonb_build_array(n % 200, n % 177),
+        'onboarding', jsonb_build_object('done', n % 11 <> 0, 'step', n % 6))
     from generate_series(1, :users) n;
 insert into auth.sessions (user_id, token, ip, agent, created_at, expires_at)
-    select md5((1 + n % :users)::text)::uuid, md5(n::text) || md5((n * 7)::text),
+    select md5((1 + n % :users)::text)::uuid, md5(n::text),
     ('10.' || n % 250 || '.' || n / 250 % 250 || '.1')::inet,
-    'Mozilla/5.0 (X11; Linux x86_64) Browser/' || n % 97,
+    'Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/' || 100 + n % 40
+        || '.0.0.0 Safari/537.36',
     timestamp '2024-01-01' + n * interval '1 second',
     timestamp '2024-02-01' + n * interval '1 second'
-    from generate_series(1, :users * 5) n;
+    from generate_series(1, :users * 4) n;
 insert into credits.balances select id, (n % 10000) / 100.0, created_at
     from (select *, row_number() over () n from auth.users) u;
 insert into credits.ledger select n, md5((1 + n % :users)::text)::uuid, (n % 977) / 10.0,
