@@ -73,6 +73,8 @@ pub struct Outline {
     pub foreign_keys: Vec<(Name, String, Name)>,
     /// Whether rows come for a table without its schema.
     pub bare: bool,
+    /// How many indexes and keys are built once the rows are there.
+    pub builds: u64,
     /// What keeps the dump from being taken apart.
     pub unfit: Option<&'static str>,
     stage: Stage,
@@ -113,6 +115,7 @@ impl Outline {
             return Some("it holds very many statements");
         }
         let part = part(text);
+        self.builds += u64::from(matches!(part, Part::Index { .. } | Part::Key { .. } | Part::ForeignKey { .. }));
         match &part {
             Part::Attach { table, partition } => self.attached.push((partition.clone(), table.clone())),
             Part::ForeignKey { table, name, refers, .. } => {

@@ -217,9 +217,10 @@ impl Parallel<'_> {
                 }
             }
             let rows = pool.as_ref().map_or(0, |pool: &Pool| pool.shared.rows.load(Ordering::Relaxed));
+            let builds = self.proof.survey.outline.builds;
             let what = format!(
-                "{} of {} tables, {rows} rows{}",
-                cutter.begun(),
+                "{} of {} tables, {rows} rows, {builds} indexes and keys to come{}",
+                cutter.done(),
                 copies.len(),
                 splitter.table().map_or_else(String::new, |table| format!(": {table}"))
             );

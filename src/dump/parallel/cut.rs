@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
@@ -26,6 +27,18 @@ pub struct Rows {
     pub line: u64,
     /// The rows.
     pub data: Bytes,
+    /// Let go with the last rows of their COPY.
+    _whole: Arc<Whole>,
+}
+
+/// All rows of a COPY: counted as done when the last of them are let go, in whatever order they are loaded.
+#[derive(Debug)]
+struct Whole(Arc<AtomicU64>);
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Rows that one transaction loads.
@@ -47,8 +60,9 @@ pub struct Cutter<'a> {
     chunk: usize,
     begun: usize,
     next: u64,
-    /// The COPY that is being read, what of it is not in a job yet, and whether a part of it is.
-    current: Option<(Copy, Vec<u8>, bool)>,
+    /// How many COPYs' rows are all loaded.
+    done: Arc<AtomicU64>,
+    current: Option<Current>,
     /// How far that was searched for the end of a row: a long one isn't looked through with each piece.
     searched: usize,
     small: Vec<Rows>,
@@ -58,6 +72,17 @@ pub struct Cutter<'a> {
     pub ready: VecDeque<Job>,
 }
 
+/// The COPY that is being read.
+#[derive(Debug)]
+struct Current {
+    copy: Copy,
+    whole: Arc<Whole>,
+    /// What of it is not in a job yet.
+    held: Vec<u8>,
+    /// Whether a part of it is.
+    cut: bool,
+}
+
 impl<'a> Cutter<'a> {
     pub fn new(copies: &'a [u64], chunk: u64) -> Self {
         Self {
@@ -65,6 +90,7 @@ impl<'a> Cutter<'a> {
             chunk: chunk as usize,
             begun: 0,
             next: 0,
+            done: Arc::default(),
             current: None,
             searched: 0,
             small: vec![],
@@ -74,9 +100,9 @@ impl<'a> Cutter<'a> {
         }
     }
 
-    /// How many tables were begun.
-    pub const fn begun(&self) -> usize {
-        self.begun
+    /// How many COPYs' rows are all loaded.
+    pub fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
     }
 
     /// A COPY begins.
@@ -85,51 +111,50 @@ impl<'a> Cutter<'a> {
             return Err(Failure::permanent("the dump holds more rows than when it was proven"));
         }
         self.begun += 1;
-        self.current = Some((copy, vec![], false));
+        let whole = Arc::new(Whole(self.done.clone()));
+        self.current = Some(Current { copy, whole, held: vec![], cut: false });
         self.searched = 0;
         Ok(())
     }
 
     /// Rows go by; `ended` when the COPY ends with them.
     pub fn rows(&mut self, rows: Vec<u8>, ended: bool) {
-        let Some((mut copy, mut held, mut cut)) = self.current.take() else { return };
-        if held.is_empty() {
-            held = rows;
+        let Some(mut current) = self.current.take() else { return };
+        if current.held.is_empty() {
+            current.held = rows;
         } else {
-            held.extend_from_slice(&rows);
+            current.held.extend_from_slice(&rows);
         }
-        while let Some(end) = self.end_of_chunk(&held) {
-            if !cut {
+        while let Some(end) = self.end_of_chunk(&current.held) {
+            if !current.cut {
                 self.end_small();
             }
-            cut = true;
-            let rest = held.split_off(end);
-            let data = std::mem::replace(&mut held, rest);
-            let lines = memchr::memchr_iter(b'\n', &data).count() as u64;
-            let line = copy.line;
-            copy.line += lines;
-            self.job(copy.settings.clone(), vec![of(&copy, line, data)]);
+            current.cut = true;
+            let rest = current.held.split_off(end);
+            let rows = current.rows(rest);
+            current.copy.line += memchr::memchr_iter(b'\n', &rows.data).count() as u64;
+            self.job(current.copy.settings.clone(), vec![rows]);
         }
         if !ended {
-            self.current = Some((copy, held, cut));
+            self.current = Some(current);
             return;
         }
-        let (line, settings) = (copy.line, copy.settings.clone());
-        if cut {
-            if !held.is_empty() {
-                self.job(settings, vec![of(&copy, line, held)]);
+        let settings = current.copy.settings.clone();
+        if current.cut {
+            if !current.held.is_empty() {
+                self.job(settings, vec![current.rows(vec![])]);
             }
             return;
         }
         let fits = self.small.len() < TABLES
-            && self.small_bytes + held.len() <= self.chunk / 4
+            && self.small_bytes + current.held.len() <= self.chunk / 4
             && self.small_settings == settings;
         if !fits {
             self.end_small();
         }
         self.small_settings = settings;
-        self.small_bytes += held.len();
-        self.small.push(of(&copy, line, held));
+        self.small_bytes += current.held.len();
+        self.small.push(current.rows(vec![]));
     }
 
     /// No more rows follow.
@@ -174,8 +199,14 @@ impl<'a> Cutter<'a> {
     }
 }
 
-fn of(copy: &Copy, line: u64, data: Vec<u8>) -> Rows {
-    Rows { text: copy.text.clone(), table: copy.table.clone(), line, data: data.into() }
+impl Current {
+    /// The rows that are held; `rest` is held from now on.
+    fn rows(&mut self, rest: Vec<u8>) -> Rows {
+        let data = std::mem::replace(&mut self.held, rest);
+        let Copy { text, table, line, .. } = &self.copy;
+        let (text, table, _whole) = (text.clone(), table.clone(), self.whole.clone());
+        Rows { text, table, line: *line, data: data.into(), _whole }
+    }
 }
 
 #[cfg(test)]
@@ -203,8 +234,14 @@ mod tests {
             cutter.rows(splitter.rows(), false);
         }
         cutter.end();
+        assert_eq!(cutter.done(), 0, "nothing is loaded");
+        let done = cutter.done.clone();
+        let all = std::mem::take(&mut cutter.ready);
+        drop(cutter);
         let rows = |rows: Rows| (rows.table.1, rows.line, String::from_utf8(rows.data.to_vec()).unwrap());
-        cutter.ready.into_iter().map(|job| (job.number, job.rows.into_iter().map(rows).collect())).collect()
+        let jobs = all.into_iter().map(|job| (job.number, job.rows.into_iter().map(rows).collect())).collect();
+        assert_eq!(done.load(Ordering::Relaxed), 4, "all rows of each COPY were let go");
+        jobs
     }
 
     #[test]

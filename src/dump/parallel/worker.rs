@@ -106,7 +106,7 @@ impl Worker {
     }
 
     async fn copy(&self, rows: &Rows, kinds: Option<&[Column]>) -> Result<u64, Refused> {
-        let Rows { text, table, line, data } = rows;
+        let Rows { text, table, line, data, .. } = rows;
         let failed = |error: tokio_postgres::Error| {
             let name = table_name(table.0.as_deref().unwrap_or("public"), &table.1);
             let at = row_of(&error)
