@@ -11,6 +11,8 @@
 
 mod support;
 
+#[path = "dump_steps/archives.rs"]
+mod archives;
 #[path = "dump_steps/backup.rs"]
 mod backup;
 #[path = "dump_steps/bucket.rs"]
