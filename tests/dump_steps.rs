@@ -29,3 +29,5 @@ mod restore;
 mod rows;
 #[path = "dump_steps/storages.rs"]
 mod storages;
+#[path = "dump_steps/unproven.rs"]
+mod unproven;
