@@ -11,6 +11,8 @@
 
 mod support;
 
+#[path = "dump_steps/archives.rs"]
+mod archives;
 #[path = "dump_steps/backup.rs"]
 mod backup;
 #[path = "dump_steps/bucket.rs"]
@@ -27,3 +29,5 @@ mod restore;
 mod rows;
 #[path = "dump_steps/storages.rs"]
 mod storages;
+#[path = "dump_steps/unproven.rs"]
+mod unproven;

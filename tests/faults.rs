@@ -15,6 +15,8 @@ mod support;
 mod bench;
 #[path = "faults/disk.rs"]
 mod disk;
+#[path = "faults/memory.rs"]
+mod memory;
 #[path = "faults/processes.rs"]
 mod processes;
 #[path = "faults/servers.rs"]

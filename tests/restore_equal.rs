@@ -21,6 +21,8 @@ mod support;
 mod binary;
 #[path = "restore_equal/corpus.rs"]
 mod corpus;
+#[path = "restore_equal/crash.rs"]
+mod crash;
 #[path = "restore_equal/equal.rs"]
 mod equal;
 #[allow(dead_code, reason = "shared with other tests of dumps")]

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 use super::manifest::Format;
@@ -46,10 +46,7 @@ impl Loader<'_> {
     /// The server's own words with the dump's line, or that the dump changed meanwhile.
     pub async fn plain(&self, psql: Command, rules: Rules) -> Result<(), Failure> {
         let mut source = self.open().await?;
-        let command = psql
-            .args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction"])
-            .args(["--output=/dev/null", "--file=-"]);
-        let mut process = command.start(true, self.redactor)?;
+        let mut process = in_one_transaction(psql).start(true, self.redactor)?;
         // From here on dropping the process kills it before its input is closed: `psql`
         // takes the end of its input for the end of the dump, and commits.
         let fed = self.feed_psql(&mut source, &mut process, rules).await?;
@@ -59,7 +56,7 @@ impl Loader<'_> {
         let finished = process.wait(self.cancel).await?;
         ended_well("psql", &finished, self.redactor).map_err(by_line)?;
         if fed == Fed::Refused {
-            return Err(Failure::permanent("psql ended before it had read the whole dump, without a word"));
+            return Err(ended_early());
         }
         Ok(())
     }
@@ -92,36 +89,134 @@ impl Loader<'_> {
         Ok(Fed::Whole)
     }
 
-    /// Loads an archive. With more than one job it is read from a file: its own, or a copy
-    /// in the temporary folder.
+    /// Loads an archive in one transaction: all of it, or nothing. `pg_restore` turns it into SQL, which `psql` gets
+    /// after `first`, and commits only when all of the archive was read and is what was proven.
+    ///
+    /// # Errors
+    /// The programs' own words, or that the dump changed meanwhile.
+    pub async fn archive_in_one(
+        &self,
+        pg_restore: Command,
+        psql: Command,
+        rules: Rules,
+        first: &str,
+    ) -> Result<(), Failure> {
+        let mut source = self.open().await?;
+        let command = pg_restore.arg("--file=-");
+        let command = match (&source.local, source.format) {
+            (Some(folder), Format::Directory) => command.arg("--format=directory").arg(folder),
+            _ => command,
+        };
+        let mut archive = command.start(source.format != Format::Directory, self.redactor)?;
+        let mut process = in_one_transaction(psql).start(true, self.redactor)?;
+        let sql = archive.stdout.take();
+        // As with plain SQL: dropped before its input is closed, `psql` never commits.
+        let (fed, passed) = tokio::join!(
+            feed(&mut source, &mut archive, self.watch),
+            self.pass_on(sql, process.stdin.as_mut(), rules, first)
+        );
+        fed?;
+        let whole = match passed? {
+            Some(reader) => {
+                ended_well("pg_restore", &archive.wait(self.cancel).await?, self.redactor)?;
+                source.read_to_end().await?;
+                reader.finish()?;
+                self.unchanged(&mut source).await?;
+                true
+            }
+            None => false,
+        };
+        let finished = process.wait(self.cancel).await?;
+        ended_well("psql", &finished, self.redactor).map_err(by_line)?;
+        if whole { Ok(()) } else { Err(ended_early()) }
+    }
+
+    /// Gives `psql` what `pg_restore` writes. Nothing when it stopped reading.
+    async fn pass_on(
+        &self,
+        stdout: Option<impl AsyncRead + Unpin>,
+        stdin: Option<&mut (impl AsyncWrite + Unpin)>,
+        rules: Rules,
+        first: &str,
+    ) -> Result<Option<PlainReader>, Failure> {
+        let mut reader = PlainReader::new(rules);
+        let (Some(mut stdout), Some(stdin)) = (stdout, stdin) else { return Ok(None) };
+        let mut sql = first.as_bytes().to_vec();
+        let mut buffer = vec![0; PIECE];
+        loop {
+            let written = tokio::select! {
+                written = stdin.write_all(&sql) => written,
+                () = self.cancel.cancelled() => return Err(self.cancelled()),
+            };
+            if written.is_err() {
+                return Ok(None);
+            }
+            kill::point("restore: a piece is fed");
+            let read = tokio::select! {
+                read = stdout.read(&mut buffer) => read,
+                () = self.cancel.cancelled() => return Err(self.cancelled()),
+            };
+            let read = read.map_err(|error| Failure::permanent(format!("read pg_restore's output: {error}")))?;
+            if read == 0 {
+                return Ok(Some(reader));
+            }
+            sql.clear();
+            reader.push(&buffer[..read], Some(&mut sql))?;
+        }
+    }
+
+    /// Loads an archive on one connection, read from its start to its end.
     ///
     /// # Errors
     /// `pg_restore`'s own words, or that the dump changed meanwhile.
-    pub async fn archive(&self, pg_restore: Command, jobs: u32) -> Result<(), Failure> {
+    pub async fn archive_in_order(&self, pg_restore: Command) -> Result<(), Failure> {
         let mut source = self.open().await?;
-        let command = pg_restore.arg("--exit-on-error");
-        if jobs <= 1 && source.format == Format::Custom {
-            let mut process = command.start(true, self.redactor)?;
-            let drained = drain(&mut process);
-            let (fed, ()) = tokio::join!(feed(&mut source, &mut process, self.watch), drained);
-            fed?;
-            let finished = process.wait(self.cancel).await?;
-            ended_well("pg_restore", &finished, self.redactor)?;
-            source.read_to_end().await?;
-            return self.proof.unchanged(self.storage, &source);
-        }
-        let copy = match (&source.local, source.format) {
-            (Some(_), _) | (_, Format::Directory) => None,
-            (None, _) => Some(self.copy(&mut source).await?),
+        let mut process = pg_restore.arg("--exit-on-error").start(true, self.redactor)?;
+        let drained = drain(&mut process);
+        let (fed, ()) = tokio::join!(feed(&mut source, &mut process, self.watch), drained);
+        fed?;
+        let finished = process.wait(self.cancel).await?;
+        ended_well("pg_restore", &finished, self.redactor)?;
+        source.read_to_end().await?;
+        self.proof.unchanged(self.storage, &source)
+    }
+
+    /// Loads an archive over `jobs` connections. It is read from a file: its own, or a copy in the temporary
+    /// folder.
+    ///
+    /// # Errors
+    /// `pg_restore`'s own words, or that the dump changed meanwhile.
+    pub async fn archive_side_by_side(&self, pg_restore: Command, jobs: u32) -> Result<(), Failure> {
+        let mut source = self.open().await?;
+        let copy = match &source.local {
+            Some(_) => None,
+            None => Some(self.copy(&mut source).await?),
         };
         let file = copy.as_ref().map(tempfile::NamedTempFile::path).or(source.local.as_deref());
         let file =
             file.ok_or_else(|| Failure::permanent("the archive is in no file that pg_restore could read"))?;
-        let command = command.arg(format!("--jobs={}", jobs.max(1))).arg(file);
+        let command = pg_restore.arg("--exit-on-error").arg(format!("--jobs={jobs}")).arg(file);
         let mut process = command.start(false, self.redactor)?;
-        drain(&mut process).await;
-        let finished = process.wait(self.cancel).await?;
-        ended_well("pg_restore", &finished, self.redactor)
+        let drained = drain(&mut process);
+        let (finished, ()) = tokio::join!(process.wait(self.cancel), drained);
+        ended_well("pg_restore", &finished?, self.redactor)?;
+        if copy.is_none() {
+            // pg_restore read it itself: it must still be what was proven.
+            let mut again = self.open().await?;
+            again.read_to_end().await?;
+            self.unchanged(&mut again).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether an archive that was read is what was proven. A folder has no checksum: its files' size and time
+    /// must be the same.
+    async fn unchanged(&self, source: &mut Source) -> Result<(), Failure> {
+        if source.format != Format::Directory {
+            return self.proof.unchanged(self.storage, source);
+        }
+        let now = self.open().await?.object;
+        if now == self.proof.object { Ok(()) } else { Err(self.proof.changed(self.storage)) }
     }
 
     /// Several jobs need to seek.
@@ -154,6 +249,16 @@ impl Loader<'_> {
     }
 }
 
+/// `psql` takes its input for one transaction, and stops at the first error.
+fn in_one_transaction(psql: Command) -> Command {
+    psql.args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction"])
+        .args(["--output=/dev/null", "--file=-"])
+}
+
+fn ended_early() -> Failure {
+    Failure::permanent("psql ended before it had read the whole dump, without a word")
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fed {
     /// All of it was taken.
@@ -174,7 +279,7 @@ fn drain(process: &mut Process) -> impl Future<Output = ()> + Send + use<> {
 
 fn copy_failed(folder: &Path, error: &std::io::Error) -> Failure {
     Failure::permanent(format!("copy the archive to {}: {error}", folder.display()))
-        .help("make room there, point TMPDIR elsewhere, or leave `jobs` out: one job needs no copy")
+        .help("make room there, point TMPDIR elsewhere, or set `jobs: 1`, which needs no copy")
 }
 
 /// `psql:<stdin>:12: ERROR:  …` in words for people.

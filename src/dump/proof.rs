@@ -182,7 +182,9 @@ pub fn ended_well(program: &str, finished: &Finished, redactor: &Redactor) -> Re
     // A wrong password is said after "connection to server", too, and doesn't pass.
     let lasting = ["authentication failed", "does not exist", "no pg_hba.conf entry", "permission denied"];
     let any = |known: &[&str]| known.iter().any(|known| words.contains(known));
-    Err(Failure { message, transient: any(&passing) && !any(&lasting), help: None })
+    // The session that held the dump's snapshot is gone; the next attempt takes another one.
+    let snapshot_lost = any(&["invalid snapshot identifier", "ERROR:  snapshot \""]);
+    Err(Failure { message, transient: snapshot_lost || any(&passing) && !any(&lasting), help: None })
 }
 
 impl Proof {
@@ -192,14 +194,16 @@ impl Proof {
     /// When the object changed meanwhile.
     pub fn unchanged(&self, storage: &Storage, source: &Source) -> Result<(), Failure> {
         match &self.sha256 {
-            Some(proven) if *proven != source.checksum.hex() => Err(Failure::permanent(format!(
-                "`{}` in the storage `{}` changed while it was restored",
-                self.object.path,
-                storage.target()
-            ))
-            .help("something writes that object; restore one that stays as it is")),
+            Some(proven) if *proven != source.checksum.hex() => Err(self.changed(storage)),
             _ => Ok(()),
         }
+    }
+
+    /// What to say of a dump that is no longer what was proven.
+    pub fn changed(&self, storage: &Storage) -> Failure {
+        let message =
+            format!("`{}` in the storage `{}` changed while it was restored", self.object.path, storage.target());
+        Failure::permanent(message).help("something writes that object; restore one that stays as it is")
     }
 
     /// Rows that a restore must come to, by table: those that can be counted.

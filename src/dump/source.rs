@@ -28,7 +28,7 @@ const AHEAD: usize = 4;
 /// A dump, ready to be read from its start.
 pub struct Source {
     storage: Storage,
-    /// What the storage says of it. A folder's size is that of its files.
+    /// What the storage says of it. A folder's size is that of its files, and its time their latest.
     pub object: Object,
     /// Its format.
     pub format: Format,
@@ -78,7 +78,9 @@ impl Source {
                 ))
                 .help("a directory archive holds `toc.dat`; name the archive's own folder")
             })?;
-            object.bytes = storage.list(&format!("{path}/")).await?.iter().map(|file| file.bytes).sum();
+            let files = storage.list(&format!("{path}/")).await?;
+            object.bytes = files.iter().map(|file| file.bytes).sum();
+            object.modified = files.iter().filter_map(|file| file.modified).max();
             return Ok(Self {
                 storage: storage.clone(),
                 object,

@@ -70,9 +70,17 @@ impl Drop for Hidden {
 #[derive(Debug)]
 pub struct Bars {
     screen: Screen,
-    running: BTreeMap<String, ProgressBar>,
+    running: BTreeMap<String, Bar>,
     lines: Lines,
     paint: Paint,
+}
+
+/// A running step's line.
+#[derive(Debug)]
+struct Bar {
+    bar: ProgressBar,
+    /// What it counts now. Time left is reckoned anew when that is another thing.
+    counted: Option<(ProgressUnit, Option<u64>)>,
 }
 
 /// How often bars move by themselves.
@@ -93,7 +101,7 @@ impl Bars {
             }
             Event::AttemptFailed { step, retry_in, .. } => {
                 self.say(record, state);
-                if let Some(bar) = self.running.get(step) {
+                if let Some(Bar { bar, .. }) = self.running.get(step) {
                     bar.set_message(format!("again in {}", super::text::span(*retry_in)));
                 }
             }
@@ -110,13 +118,18 @@ impl Bars {
     }
 
     /// Shows how far a step is.
-    pub fn progress(&self, step: &str, progress: &Progress) {
-        let Some(bar) = self.running.get(step) else { return };
+    pub fn progress(&mut self, step: &str, progress: &Progress) {
+        let Some(Bar { bar, counted }) = self.running.get_mut(step) else { return };
+        let counts = Some((progress.unit, progress.total));
+        let another = counted.replace((progress.unit, progress.total)) != counts;
         bar.set_style(style(progress, self.paint));
         if let Some(total) = progress.total {
             bar.set_length(total);
         }
         bar.set_position(progress.done);
+        if another {
+            bar.reset_eta();
+        }
         bar.set_message(progress.message.clone().unwrap_or_default());
     }
 
@@ -127,14 +140,14 @@ impl Bars {
 
     /// Takes all bars off the screen.
     pub fn clear(&mut self) {
-        for bar in std::mem::take(&mut self.running).into_values() {
+        for Bar { bar, .. } in std::mem::take(&mut self.running).into_values() {
             bar.finish_and_clear();
         }
         let _ = self.screen.bars.clear();
     }
 
     fn start(&mut self, step: &str, state: &RunState, message: String) {
-        if let Some(bar) = self.running.get(step) {
+        if let Some(Bar { bar, .. }) = self.running.get(step) {
             bar.set_message(message);
             return;
         }
@@ -144,11 +157,11 @@ impl Bars {
         bar.set_prefix(step.to_owned());
         bar.set_message(if message.is_empty() { title } else { message });
         bar.enable_steady_tick(TICK);
-        self.running.insert(step.to_owned(), bar);
+        self.running.insert(step.to_owned(), Bar { bar, counted: None });
     }
 
     fn end(&mut self, step: &str) {
-        if let Some(bar) = self.running.remove(step) {
+        if let Some(Bar { bar, .. }) = self.running.remove(step) {
             bar.finish_and_clear();
             self.screen.bars.remove(&bar);
         }
@@ -172,7 +185,7 @@ fn style(progress: &Progress, paint: Paint) -> ProgressStyle {
         (ProgressUnit::Bytes, false) => "{binary_bytes}, {binary_bytes_per_sec}, {elapsed}",
         (ProgressUnit::Rows, true) => "{bar:16} {human_pos} of {human_len} rows, {percent}%, {per_sec}, {eta} left",
         (ProgressUnit::Rows, false) => "{human_pos} rows, {per_sec}, {elapsed}",
-        (ProgressUnit::Items, true) => "{bar:16} {human_pos} of {human_len}, {percent}%, {elapsed}",
+        (ProgressUnit::Items, true) => "{bar:16} {human_pos} of {human_len}, {percent}%, {eta} left",
         (ProgressUnit::Items, false) => "{human_pos}, {elapsed}",
         (ProgressUnit::Seconds, true) => "{bar:16} {eta} left",
         (ProgressUnit::Seconds, false) => "{elapsed}",

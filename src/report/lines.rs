@@ -112,14 +112,10 @@ impl Lines {
     }
 }
 
-/// How far a step is, in words: `12.3 MiB of 40.0 MiB, 31%, auth.users`.
-pub fn progress(progress: &Progress) -> String {
-    let amount = |number: u64| match progress.unit {
-        ProgressUnit::Bytes => Size(number).to_string(),
-        ProgressUnit::Rows => format!("{} rows", super::text::count(number)),
-        ProgressUnit::Items => super::text::count(number),
-        ProgressUnit::Seconds => span(number as f64),
-    };
+/// How far a step is, in words: `12.3 MiB of 40.0 MiB, 31%, 1.2 MiB/s, 23s left, auth.users`. `pace` is what
+/// [`super::pace::Paces::of`] says of it.
+pub fn progress(progress: &Progress, pace: &str) -> String {
+    let amount = |number: u64| amount(progress.unit, number);
     let mut text = match progress.total {
         Some(total) if total > 0 => {
             let percent = progress.done.saturating_mul(100) / total;
@@ -127,8 +123,19 @@ pub fn progress(progress: &Progress) -> String {
         }
         _ => amount(progress.done),
     };
+    text.push_str(pace);
     if let Some(message) = &progress.message {
         text.extend([", ", message]);
     }
     text
+}
+
+/// So much of what is counted, in words.
+pub(super) fn amount(unit: ProgressUnit, number: u64) -> String {
+    match unit {
+        ProgressUnit::Bytes => Size(number).to_string(),
+        ProgressUnit::Rows => format!("{} rows", super::text::count(number)),
+        ProgressUnit::Items => super::text::count(number),
+        ProgressUnit::Seconds => span(number as f64),
+    }
 }

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::bars::Bars;
 pub use super::bars::Screen;
 use super::lines::{Lines, progress};
+use super::pace::Paces;
 use super::text::{Paint, clock, span, tame};
 use crate::record::event::{Event, Progress, Record};
 use crate::record::sink::{Forecast, Sink};
@@ -31,6 +32,7 @@ pub struct Live {
     state: Option<RunState>,
     view: Option<View>,
     told: Option<Timestamp>,
+    paces: Paces,
     forecast: Option<Duration>,
 }
 
@@ -39,8 +41,8 @@ const PROGRESS_EVERY: f64 = 10.0;
 
 impl Live {
     /// With bars on a terminal, plain lines elsewhere.
-    pub const fn new(screen: Option<Screen>, paint: Paint) -> Self {
-        Self { paint, screen, state: None, view: None, told: None, forecast: None }
+    pub fn new(screen: Option<Screen>, paint: Paint) -> Self {
+        Self { paint, screen, state: None, view: None, told: None, paces: Paces::default(), forecast: None }
     }
 
     /// Folds a record; what can't follow is the engine's own mistake and is simply not shown.
@@ -75,9 +77,10 @@ impl Sink for Live {
     }
 
     fn progress(&mut self, step: &str, done: &Progress, at: Timestamp) {
-        match &self.view {
+        match &mut self.view {
             Some(View::Bars(bars)) => bars.progress(step, done),
             Some(View::Lines(_)) => {
+                let pace = self.paces.of(step, done, at);
                 let due = self.told.is_none_or(|told| super::evidence::seconds(told, at) >= PROGRESS_EVERY);
                 // The first seconds of a short step are no news.
                 if due && self.told.replace(at).is_some() {
@@ -85,7 +88,7 @@ impl Sink for Live {
                         "{} {} {step}  {}",
                         self.paint.dim(&clock(at)),
                         self.paint.name("▸"),
-                        progress(done)
+                        progress(done, &pace)
                     ));
                 }
             }

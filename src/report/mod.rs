@@ -11,6 +11,7 @@ pub mod lines;
 pub mod live;
 pub mod markdown;
 pub mod next;
+pub mod pace;
 pub mod page;
 pub mod steered;
 pub mod text;

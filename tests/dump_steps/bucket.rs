@@ -17,13 +17,18 @@ fn endpoint() -> String {
         .expect("LIFEBOAT_TEST_S3 must name an S3 endpoint: start the services with `just services-up`")
 }
 
-/// A bucket of the test's own, reached through `endpoint`.
-async fn harness(test: &str, through: &str) -> Harness {
+/// A bucket of the test's own.
+async fn bucket(test: &str) -> String {
     let bucket = unique(test).replace('_', "-");
     let made = reqwest::Client::new().put(format!("{}/{bucket}", endpoint())).send().await.unwrap();
     assert!(made.status().is_success(), "{made:?}");
+    bucket
+}
+
+/// A harness with a bucket that is reached through an endpoint.
+fn harness_of(bucket: &str, through: &str) -> Harness {
     let settings = [
-        ("bucket", bucket.as_str()),
+        ("bucket", bucket),
         ("root", "/backups"),
         ("endpoint", through),
         ("access_key_id", "testing"),
@@ -31,6 +36,17 @@ async fn harness(test: &str, through: &str) -> Harness {
         ("disable_config_load", "true"),
     ];
     Harness::with([("db", postgres(&postgres_url())), ("store", storage("s3", &settings))])
+}
+
+/// The same with a bucket of the test's own.
+async fn harness(test: &str, through: &str) -> Harness {
+    harness_of(&bucket(test).await, through)
+}
+
+/// The objects in a bucket, asked without detours.
+async fn listing(bucket: &str) -> Vec<String> {
+    let store = harness_of(bucket, &endpoint()).services.storage("store").unwrap();
+    store.list("").await.unwrap().into_iter().map(|object| object.path).collect()
 }
 
 /// Stands before the real endpoint; `fault` says what becomes of each connection, by its number.
@@ -78,6 +94,49 @@ async fn proxy(fault: impl Fn(usize) -> Fault + Send + Sync + 'static) -> (Strin
                         let asking = async { tokio::io::copy(&mut (&mut reads).take(bytes), &mut asks).await };
                         tokio::select! { _ = asking => {}, _ = answering => {} }
                     }
+                    Fault::Damage(at) => {
+                        let (mut reads, mut writes) = client.split();
+                        let (mut answers, mut asks) = server.split();
+                        let answering = tokio::io::copy(&mut answers, &mut writes);
+                        let asking = async {
+                            let (mut buffer, mut came) = (vec![0; 64 << 10], 0);
+                            while let Ok(read @ 1..) = reads.read(&mut buffer).await {
+                                if (came..came + read).contains(&at) {
+                                    buffer[at - came] ^= 1;
+                                }
+                                came += read;
+                                if asks.write_all(&buffer[..read]).await.is_err() {
+                                    break;
+                                }
+                            }
+                        };
+                        tokio::select! { () = asking => {}, _ = answering => {} }
+                    }
+                    Fault::LoseAnswer(words, lost) => {
+                        let (mut reads, mut writes) = client.split();
+                        let (mut answers, mut asks) = server.split();
+                        let (mut buffer, mut answer) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+                        loop {
+                            tokio::select! {
+                                read = reads.read(&mut buffer) => {
+                                    let Ok(read @ 1..) = read else { return };
+                                    asks.write_all(&buffer[..read]).await.unwrap();
+                                    let said = buffer[..read].windows(words.len()).any(|at| at == words.as_bytes());
+                                    if said && lost.fetch_add(1, Ordering::SeqCst) == 0 {
+                                        // It is done once it is answered.
+                                        let _ = answers.read(&mut answer).await;
+                                        return;
+                                    }
+                                }
+                                read = answers.read(&mut answer) => {
+                                    let Ok(read @ 1..) = read else { return };
+                                    if writes.write_all(&answer[..read]).await.is_err() {
+                                        return;
+                                    }
+                                }
+                            }
+                        }
+                    }
                     Fault::CutAnswer(bytes) => {
                         let (mut reads, mut writes) = client.split();
                         let (mut answers, mut asks) = server.split();
@@ -103,6 +162,17 @@ enum Fault {
     Slow,
     CutRequest(u64),
     CutAnswer(u64),
+    /// The byte at that place of the request comes out as another one.
+    Damage(usize),
+    /// The first request with these words is carried out, and its answer lost.
+    LoseAnswer(&'static str, Arc<AtomicUsize>),
+}
+
+/// Every row of a restored database is as the backup's manifest says: several connections change their order.
+async fn same_rows(bucket: &str, restored: &str) {
+    let against = json!({ "storage": "store", "path": "a.sql" });
+    let params = json!({ "target": "db", "database": restored, "against": against });
+    harness_of(bucket, &endpoint()).run("postgres.verify_rows", params).await.unwrap();
 }
 
 const LARGE: &str = "CREATE TABLE large AS SELECT g AS id, md5(g::text) || md5((g+1)::text) AS noise FROM generate_series(1, 250000) g;";
@@ -117,9 +187,12 @@ async fn a_backup_of_several_parts_comes_back_the_same() {
         let done = harness.run("postgres.backup", backup.clone()).await.unwrap();
         if at == 0 {
             assert!(done.outputs["bytes"].as_u64().unwrap() > 16 << 20, "three parts: {:?}", done.outputs["bytes"]);
-            assert!(
-                harness.run("postgres.backup", backup).await.unwrap_err().message.contains("already has an object")
-            );
+            let again = harness.run("postgres.backup", backup).await.unwrap();
+            assert_eq!(again.outputs, done.outputs, "the same step's next attempt finds that it is done");
+            let options = UploadOptions { writer: "t", expected_bytes: 0, replace: false };
+            let store = harness.services.storage("store").unwrap();
+            let failure = store.put(path, vec![7; 20], options).await.unwrap_err();
+            assert!(failure.message.contains("already has an object"), "{failure}");
         }
         let found =
             harness.run("storage.find", json!({ "target": "store", "prefix": "d/", "pick": path })).await.unwrap();
@@ -213,6 +286,117 @@ async fn what_stays_broken_is_transient_and_nothing_appears() {
     )]);
     let failure = nobody.run("storage.find", json!({ "target": "store", "prefix": "x" })).await.unwrap_err();
     assert!(failure.transient && !failure.message.contains("s3cr3t"), "{failure}");
+}
+
+#[tokio::test]
+async fn a_backup_comes_through_cut_requests_once() {
+    let names = Databases::new("s3_cut");
+    let database = names.create("live", &format!("{CONTENT} {LARGE}")).await;
+    let backup = json!({ "target": "db", "database": database, "to": { "storage": "store", "path": "a.sql" } });
+    let cut = |connection| match connection {
+        1 => Fault::CutRequest(3 << 20),
+        2 | 4 => Fault::CutAnswer(100),
+        3 => Fault::Refuse,
+        _ => Fault::None,
+    };
+    let bucket = bucket("cut").await;
+    let (through, connections) = proxy(cut).await;
+    let harness = harness_of(&bucket, &through);
+    let done = harness.run("postgres.backup", backup.clone()).await.unwrap();
+    assert!(connections.load(Ordering::SeqCst) > 4, "{connections:?}");
+    assert_eq!(listing(&bucket).await, ["a.sql", "a.sql.manifest.json"]);
+    let direct = harness_of(&bucket, &endpoint());
+    let verified = direct.run("storage.verify", json!({ "target": "store", "path": "a.sql" })).await.unwrap();
+    assert_eq!(verified.outputs["sha256"], done.outputs["sha256"]);
+}
+
+#[tokio::test]
+async fn a_backup_whose_publishing_is_not_answered_is_published_once() {
+    let names = Databases::new("s3_lost");
+    let large = names.create("large", &format!("{CONTENT} {LARGE}")).await;
+    let small = names.create("small", "CREATE TABLE a (a int); INSERT INTO a VALUES (1)").await;
+    for (database, words) in [(&large, "<CompleteMultipartUpload"), (&small, "PUT ")] {
+        let bucket = bucket("lost-answer").await;
+        let lost = Arc::new(AtomicUsize::new(0));
+        let counted = lost.clone();
+        let (through, _) = proxy(move |_| Fault::LoseAnswer(words, counted.clone())).await;
+        let harness = harness_of(&bucket, &through);
+        let backup = json!({ "target": "db", "database": database, "to": { "storage": "store", "path": "a.sql" } });
+        let done = harness.run("postgres.backup", backup).await.unwrap();
+        assert!(lost.load(Ordering::SeqCst) > 0, "{words}");
+        assert_eq!(listing(&bucket).await, ["a.sql", "a.sql.manifest.json"], "{words}");
+        let verify = json!({ "target": "store", "path": "a.sql" });
+        let verified = harness_of(&bucket, &endpoint()).run("storage.verify", verify).await.unwrap();
+        assert_eq!(verified.outputs["sha256"], done.outputs["sha256"], "{words}");
+    }
+}
+
+#[tokio::test]
+async fn a_backup_over_a_connection_that_stays_broken_leaves_nothing() {
+    let names = Databases::new("s3_broken");
+    let database = names.create("live", &format!("{CONTENT} {LARGE}")).await;
+    let backup = json!({ "target": "db", "database": database, "to": { "storage": "store", "path": "a.sql" } });
+    let bucket = bucket("stays").await;
+    let (through, _) = proxy(|_| Fault::CutRequest(1 << 20)).await;
+    let harness = harness_of(&bucket, &through);
+    let run = harness.run("postgres.backup", backup);
+    let failure = tokio::time::timeout(Duration::from_mins(2), run).await.unwrap().unwrap_err();
+    assert!(failure.transient, "{failure}");
+    assert_eq!(listing(&bucket).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_backup_that_the_storage_damages_is_read_back_and_removed() {
+    let names = Databases::new("s3_damage");
+    let database = names.create("live", &format!("{CONTENT} {LARGE}")).await;
+    let backup = json!({ "target": "db", "database": database, "to": { "storage": "store", "path": "a.sql" } });
+    let bucket = bucket("damage").await;
+    let (through, _) = proxy(|_| Fault::Damage(1 << 20)).await;
+    let failure = harness_of(&bucket, &through).run("postgres.backup", backup).await.unwrap_err();
+    assert!(failure.message.contains("came out with the checksum") && !failure.transient, "{failure}");
+    assert!(failure.help.unwrap().contains("the storage damaged it"));
+    assert_eq!(listing(&bucket).await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_whose_body_is_cut_comes_through_or_goes_on() {
+    let names = Databases::new("s3_body");
+    let database = names.create("live", &format!("{CONTENT} {LARGE}")).await;
+    let bucket = bucket("body").await;
+    let backup = json!({ "target": "db", "database": database, "to": { "storage": "store", "path": "a.sql" } });
+    harness_of(&bucket, &endpoint()).run("postgres.backup", backup).await.unwrap();
+    let restore = |name: &str| json!({ "target": "db", "database": name, "create": true, "jobs": 3, "from": { "storage": "store", "path": "a.sql" } });
+    // Now and then a body stops in the middle: what is missing is asked for.
+    let (through, connections) =
+        proxy(|connection| if connection % 2 == 0 { Fault::CutAnswer(5 << 20) } else { Fault::None }).await;
+    let harness = harness_of(&bucket, &through);
+    let restored = names.name("cut");
+    harness.run("postgres.restore", restore(&restored)).await.unwrap();
+    assert!(connections.load(Ordering::SeqCst) > 1);
+    same_rows(&bucket, &restored).await;
+    // One that stays away is given up; what was loaded is kept, and a further attempt goes on.
+    let broken = Arc::new(AtomicUsize::new(0));
+    let stays = broken.clone();
+    let (through, _) = proxy(move |_| match stays.load(Ordering::SeqCst) {
+        0 => Fault::CutAnswer(3 << 20),
+        _ => Fault::Refuse,
+    })
+    .await;
+    let harness = harness_of(&bucket, &through);
+    let restored = names.name("broken");
+    let (step, cx) = (harness.step("postgres.restore", restore(&restored)), harness.next_attempt());
+    let running = tokio::spawn(async move { step.run(&cx).await });
+    let loads = || harness.journal.notes().iter().any(|(_, note)| note.get("chunk").is_some());
+    while !loads() {
+        assert!(!running.is_finished(), "it was through before it was seen to load");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    broken.store(1, Ordering::SeqCst);
+    let failure = tokio::time::timeout(Duration::from_mins(2), running).await.unwrap().unwrap().unwrap_err();
+    assert!(failure.transient, "{failure}");
+    broken.store(0, Ordering::SeqCst);
+    harness.run("postgres.restore", restore(&restored)).await.unwrap();
+    same_rows(&bucket, &restored).await;
 }
 
 #[tokio::test]

@@ -46,14 +46,13 @@ impl Place {
     /// With client programs from a folder of the test's own.
     pub fn with_bin_dir(test: &str, bin_dir: Option<&Path>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let store = storage("fs", &[("root", folder.path().to_str().unwrap())]);
-        let mut settings = json!({ "url": postgres_url() });
-        if let Some(bin_dir) = bin_dir {
-            settings["bin_dir"] = bin_dir.to_str().into();
-        }
-        let settings: PostgresSettings = serde_json::from_value(settings).unwrap();
-        let harness = Harness::with([("db", Target::Postgres(settings)), ("store", store)]);
+        let harness = harness(folder.path(), bin_dir);
         Self { harness, names: Databases::new(test), folder }
+    }
+
+    /// From here on it is another run, which knows nothing of the one before.
+    pub fn another_run(&mut self, bin_dir: Option<&Path>) {
+        self.harness = harness(self.folder.path(), bin_dir);
     }
 
     pub fn path(&self, path: &str) -> PathBuf {
@@ -64,6 +63,16 @@ impl Place {
     pub fn files(&self) -> Vec<String> {
         files(self.folder.path())
     }
+}
+
+fn harness(folder: &Path, bin_dir: Option<&Path>) -> Harness {
+    let store = storage("fs", &[("root", folder.to_str().unwrap())]);
+    let mut settings = json!({ "url": postgres_url() });
+    if let Some(bin_dir) = bin_dir {
+        settings["bin_dir"] = bin_dir.to_str().into();
+    }
+    let settings: PostgresSettings = serde_json::from_value(settings).unwrap();
+    Harness::with([("db", Target::Postgres(settings)), ("store", store)])
 }
 
 pub fn files(folder: &Path) -> Vec<String> {

@@ -284,3 +284,85 @@ async fn pruning_never_trusts_a_damaged_newest() {
     assert!(failure.message.contains("is good, so none is removed"), "{failure}");
     assert_eq!(place.files().len(), 6);
 }
+
+/// Damages a file so that its size doesn't tell.
+fn rot(place: &Place, path: &str) {
+    let mut bytes = std::fs::read(place.path(path)).unwrap();
+    let at = bytes.len() - 6;
+    bytes[at] ^= 1;
+    std::fs::write(place.path(path), bytes).unwrap();
+}
+
+#[tokio::test]
+async fn only_good_backups_are_counted_when_old_ones_go() {
+    let place = Place::new("st_prune_count");
+    let name = |day: u32| format!("a_2024020{day}T100000Z.sql.gz");
+    for day in 1..=6 {
+        put_whole(&place, &name(day), &format!("2024-02-0{day}T10:00:00Z"), "auth");
+    }
+    rot(&place, &name(6));
+    rot(&place, &name(5));
+    // A dump of another program's, the oldest of all, and one that is being written, the newest.
+    let dump = gzip(DUMP.as_bytes());
+    put(&place, "a_20240101T100000Z.sql.gz", &dump, Duration::ZERO);
+    put(&place, "a_20240203T120000Z.sql.gz", &dump, Duration::ZERO);
+    put(&place, "a_20240207T100000Z.sql.gz", &dump[..30], Duration::ZERO);
+    let params = json!({ "target": "store", "prefix": "a_", "keep": { "last": 2 } });
+    let done = place.harness.run("storage.prune", params.clone()).await.unwrap();
+    assert_eq!(done.outputs["removed"], json!([name(2), name(1), "a_20240101T100000Z.sql.gz"]));
+    let kept =
+        json!(["a_20240207T100000Z.sql.gz", name(6), name(5), name(4), "a_20240203T120000Z.sql.gz", name(3)]);
+    assert_eq!(done.outputs["kept"], kept);
+    assert_eq!(place.harness.run("storage.prune", params).await.unwrap().outputs["kept"], kept);
+    // Weeks and days are those of good ones, too.
+    let params = json!({ "target": "store", "prefix": "a_", "keep": { "weekly": 1, "days": 1 } });
+    let done = place.harness.run("storage.prune", params).await.unwrap();
+    assert_eq!(done.outputs["kept"], kept, "the day before the newest good one stays: {done:?}");
+}
+
+#[tokio::test]
+async fn a_newer_object_without_a_manifest_takes_nobodys_place() {
+    let place = Place::new("st_prune_bare");
+    for day in 1..=3 {
+        put_whole(&place, &format!("a_2024020{day}T100000Z.sql.gz"), &format!("2024-02-0{day}T10:00:00Z"), "auth");
+    }
+    for day in 4..=9 {
+        put(&place, &format!("a_2024020{day}T100000Z.sql.gz"), &gzip(DUMP.as_bytes()), Duration::ZERO);
+    }
+    for keep in [json!({ "last": 3 }), json!({ "days": 3 }), json!({ "weekly": 1, "last": 3 })] {
+        let params = json!({ "target": "store", "prefix": "a_", "keep": keep });
+        let preview = place.harness.preview("storage.prune", params.clone(), &World::default()).await;
+        assert_eq!(preview.action, Action::None, "{preview:?}");
+        let done = place.harness.run("storage.prune", params).await.unwrap();
+        assert_eq!(done.outputs["removed"], json!([]), "{keep}");
+    }
+    // Where nothing has one, nothing goes.
+    let bare = Place::new("st_prune_none");
+    for day in 1..=3 {
+        put(&bare, &format!("a_2024020{day}.sql.gz"), &gzip(DUMP.as_bytes()), Duration::ZERO);
+    }
+    let params = json!({ "target": "store", "prefix": "a_", "keep": { "last": 1 } });
+    assert_eq!(bare.harness.run("storage.prune", params).await.unwrap().outputs["removed"], json!([]));
+    assert_eq!(bare.files().len(), 3);
+}
+
+#[tokio::test]
+async fn other_objects_with_a_manifest_are_pruned_with_it() {
+    let place = Place::new("st_prune_objects");
+    for day in 1..=3 {
+        let (path, bytes) = (format!("r_{day}.rdb"), gzip(b"REDIS"));
+        let checksum = lifeboat::dump::tap::Checksum::default();
+        checksum.update(&bytes);
+        let manifest = json!({
+            "lifeboat_object": 1, "path": path, "bytes": bytes.len(), "sha256": checksum.hex(), "count": 1,
+            "taken_at": format!("2024-02-0{day}T10:00:00Z"), "server_version": "7", "run": "r", "step": "s"
+        });
+        put(&place, &path, &bytes, Duration::ZERO);
+        put(&place, &format!("{path}.object.json"), manifest.to_string().as_bytes(), Duration::ZERO);
+    }
+    rot(&place, "r_3.rdb");
+    let params = json!({ "target": "store", "prefix": "r_", "keep": { "last": 1 } });
+    let done = place.harness.run("storage.prune", params).await.unwrap();
+    assert_eq!(done.outputs["kept"], json!(["r_3.rdb", "r_2.rdb"]));
+    assert_eq!(place.files(), ["r_2.rdb", "r_2.rdb.object.json", "r_3.rdb", "r_3.rdb.object.json"]);
+}

@@ -137,6 +137,37 @@ async fn rows_are_copied_once_over_a_lost_commit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_restore_loads_no_row_twice_over_a_lost_commit() {
+    let names = Databases::new("fa_restore");
+    // Without keys a second copy would show; in chunks, of which each is a transaction.
+    let live = names
+        .create(
+            "live",
+            "CREATE TABLE big (id int, t text); INSERT INTO big SELECT g, repeat(md5(g::text), 8) FROM generate_series(1, 20000) g; \
+             CREATE TABLE small (id int); INSERT INTO small VALUES (1), (2)",
+        )
+        .await;
+    let folder = tempfile::tempdir().unwrap();
+    let store = || serde_json::from_value(json!({ "storage": { "scheme": "fs", "root": folder.path() } })).unwrap();
+    let harness = Harness::with([("db", postgres(&postgres_url())), ("store", store())]);
+    let place = json!({ "storage": "store", "path": "a.sql.zst" });
+    harness.run("postgres.backup", json!({ "target": "db", "database": live, "to": place })).await.unwrap();
+    for (at, (lost, times)) in
+        [(Lost::After, 1), (Lost::Before, 1), (Lost::After, 3), (Lost::Before, 3)].into_iter().enumerate()
+    {
+        let (url, cuts) = postgres_through("COMMIT", lost, times).await;
+        let harness = Harness::with([("db", postgres(&url)), ("store", store())]);
+        let new = names.name(&format!("new{at}"));
+        let params = json!({ "target": "db", "database": new, "create": true, "jobs": 2, "from": place });
+        insist(&harness, "postgres.restore", params).await;
+        assert!(cuts.load(Ordering::SeqCst) >= times, "the wire was cut");
+        let verify = json!({ "target": "db", "database": new, "against": place });
+        harness.run("postgres.verify_rows", verify).await.unwrap();
+        assert_eq!(value(&new, "SELECT count(*) FROM big").await.unwrap(), "20000");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_swap_happens_once_over_a_lost_commit() {
     let names = Databases::new("fa_swap");
     for (at, lost) in [Lost::After, Lost::Before].into_iter().enumerate() {

@@ -86,6 +86,28 @@ async fn counts_are_compared_with_a_backups_manifest() {
 }
 
 #[tokio::test]
+async fn heirs_rows_are_not_their_parents_in_a_backup() {
+    let names = Databases::new("heirs");
+    let heirs = "CREATE TABLE parent (a int); CREATE TABLE child () INHERITS (parent); \
+         INSERT INTO parent VALUES (1); INSERT INTO child VALUES (2), (3)";
+    let name = names.create("db", heirs).await;
+    let folder = tempfile::tempdir().unwrap();
+    let storage = serde_json::from_value(json!({ "storage": { "scheme": "fs", "root": folder.path() } })).unwrap();
+    let harness = Harness::with([("db", postgres(&postgres_url())), ("backups", storage)]);
+    let place = json!({ "storage": "backups", "path": "b.sql.zst" });
+    harness.run("postgres.backup", json!({ "target": "db", "database": name, "to": place })).await.unwrap();
+    let all = json!({ "target": "db", "database": name, "against": place });
+    let done = harness.run(COUNTS, all.clone()).await.unwrap();
+    assert_eq!(done.outputs["tables"], json!({ "public.child": 2, "public.parent": 1 }));
+    // A matcher sees what a query of the table sees.
+    let by_matcher = json!({ "target": "db", "database": name, "tables": { "public.parent": 3 } });
+    harness.run(COUNTS, by_matcher).await.unwrap();
+    sql(&name, "DELETE FROM ONLY parent; INSERT INTO child VALUES (1)").await;
+    let failure = harness.run(COUNTS, all).await.unwrap_err();
+    assert!(failure.message.contains("public.parent has 0 rows: the backup has 1"), "{failure}");
+}
+
+#[tokio::test]
 async fn rows_hidden_by_row_security_are_a_failure_not_a_count() {
     let names = Databases::new("rls");
     let name = names

@@ -130,6 +130,10 @@ impl Upload {
         }
         let there = storage.object(&path).await?.bytes;
         if there != bytes {
+            if !replace {
+                // It appeared by this upload, and is not what was written.
+                storage.delete(&path).await?;
+            }
             let message =
                 format!("`{path}` in the storage `{}` has {there} bytes, but {bytes} were written", storage.target);
             return Err(Failure::permanent(message).help("something else writes that object; choose another path"));

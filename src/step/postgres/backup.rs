@@ -1,7 +1,8 @@
 //! `postgres.backup`: a dump of one database, streamed to a storage, with its manifest.
 //!
 //! One snapshot serves `pg_dump` and the row counts, so that the manifest says exactly what
-//! the dump holds while others go on writing. The object appears whole, the manifest last.
+//! the dump holds while others go on writing. The object appears whole, the manifest last: what can't
+//! be proven until then is removed again.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +10,9 @@ use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
-use tokio::io::AsyncReadExt;
 
 mod foresee;
+mod publish;
 mod read_back;
 mod restored;
 mod snapshot;
@@ -23,14 +24,13 @@ use snapshot::Snapshot;
 use super::{ReadAt, check_database_name, end_leftovers, server};
 use crate::dump::compression::Compression;
 use crate::dump::count::{Table, tables};
-use crate::dump::manifest::{self, Companion, Format, Manifest};
-use crate::dump::proof::ended_well;
+use crate::dump::manifest::{self, Format, Manifest};
 use crate::dump::rows::DUMP_OPTIONS;
 use crate::dump::source::{PIECE, Source};
 use crate::dump::take::Taker;
 use crate::failure::Failure;
 use crate::record::event::{Progress, ProgressUnit};
-use crate::service::postgres::{Server, ident, name_parts};
+use crate::service::postgres::{ident, name_parts};
 use crate::service::storage::{Storage, UploadOptions};
 use crate::step::effect::{Access, Effect, Resource, Role};
 use crate::step::storage::{Place, check_object_path};
@@ -53,11 +53,11 @@ pub struct Backup {
     database: String,
     /// Where the backup goes. Nothing may be there: put the time into the path.
     to: Place,
-    /// `plain` SQL or a `custom` archive. By default what the path says: `.sql`, `.sql.gz`
-    /// and `.sql.zst` are plain, anything else is custom.
+    /// `plain` SQL or a `custom` archive. By default what the path says: `.dump`, `.dump.gz` and `.dump.zst` are
+    /// custom, anything else is plain.
     format: Option<FormatChoice>,
-    /// By default what the path says: `.gz` or `.zst`; else `none` for plain SQL and `gzip`, done by
-    /// `pg_dump` itself, for an archive.
+    /// By default what the path says: `.gz`, `.zst`, or `.sql` for `none`; else `zstd` for plain SQL, on several
+    /// processors, and for an archive `gzip`, done by `pg_dump` itself.
     compression: Option<Compression>,
     /// The compression's level; by default 6 for gzip and 1 for zstd.
     #[schemars(range(min = 1, max = 19))]
@@ -196,6 +196,12 @@ impl Step for Backup {
         if let Some(left) = end_leftovers(&session, cx).await? {
             return Err(Failure::transient(left));
         }
+        if cx.attempt > 1
+            && let AfterKill::Happened(done) = self.after_kill(cx).await?
+        {
+            // All that the attempt before missed was the answer to its last request.
+            return Ok(done);
+        }
         self.clear_leftovers(&storage, cx).await?;
         if self.verify == Proving::Restore && cx.attempt > 1 {
             self.clear_restored(&server, cx).await?;
@@ -205,6 +211,8 @@ impl Step for Backup {
         let chosen = self.chosen_tables(tables(&session).await?)?;
         let size: u64 = chosen.iter().map(|table| table.bytes).sum();
         let tool = server.tool("pg_dump", snapshot.server_major).await?;
+        let globals =
+            if self.globals { Some(self.read_globals(&server, snapshot.server_major, cx).await?) } else { None };
         let options = UploadOptions { writer: &writer(cx), expected_bytes: size, replace: false };
         let mut upload = storage.upload(&self.to.path, options).await?;
         let (format, compression) = self.chosen();
@@ -249,7 +257,7 @@ impl Step for Backup {
             upload.abort().await;
             return Err(failure);
         }
-        let bytes = upload.publish().await?;
+        let bytes = self.publish(upload, &storage, &taken.sha256, cx).await?;
         let proven = async {
             let to = &self.to.storage;
             let read = self.read_back(&server, &storage, &taken, &rows, snapshot.server_major, cx).await;
@@ -258,49 +266,41 @@ impl Step for Backup {
                 let restored = self.restore(&server, &storage, &read, &snapshot.encoding, version, cx).await;
                 restored.map_err(|failure| failure.context(format!("restore the backup in {to} to prove it")))?;
             }
-            Ok::<_, Failure>(read)
+            let globals = match globals {
+                Some(content) => Some(self.store_globals(&storage, content, cx).await?),
+                None => None,
+            };
+            let manifest = Manifest {
+                lifeboat_manifest: manifest::FORMAT,
+                path: self.to.path.clone(),
+                bytes,
+                sha256: taken.sha256,
+                format,
+                compression: compression.as_str().to_owned(),
+                database: self.database.clone(),
+                system_identifier: snapshot.system_identifier,
+                server_version: snapshot.server_version,
+                tool_version: tool.version.to_string(),
+                wal_lsn: snapshot.wal_lsn,
+                taken_at: snapshot.taken_at,
+                encoding: snapshot.encoding,
+                collate: snapshot.collate,
+                ctype: snapshot.ctype,
+                rows: rows.values().sum(),
+                tables: rows,
+                hashes: read.survey.hashes,
+                partial: !(self.schemas.is_empty() && self.tables.is_empty() && self.exclude.is_empty()),
+                globals,
+                run: cx.run.to_string(),
+                step: cx.mark(),
+            };
+            manifest.store(&storage, &writer(cx)).await?;
+            Ok::<_, Failure>(done(&manifest))
         };
-        let read = match proven.await {
-            Ok(read) => read,
-            Err(failure) => {
-                if !failure.transient {
-                    // Not yet a backup for anybody: it has no manifest.
-                    storage.delete(&self.to.path).await?;
-                }
-                return Err(failure);
-            }
-        };
-        let globals = if self.globals {
-            Some(self.globals(&server, &storage, snapshot.server_major, cx).await?)
-        } else {
-            None
-        };
-        let manifest = Manifest {
-            lifeboat_manifest: manifest::FORMAT,
-            path: self.to.path.clone(),
-            bytes,
-            sha256: taken.sha256,
-            format,
-            compression: compression.as_str().to_owned(),
-            database: self.database.clone(),
-            system_identifier: snapshot.system_identifier,
-            server_version: snapshot.server_version,
-            tool_version: tool.version.to_string(),
-            wal_lsn: snapshot.wal_lsn,
-            taken_at: snapshot.taken_at,
-            encoding: snapshot.encoding,
-            collate: snapshot.collate,
-            ctype: snapshot.ctype,
-            rows: rows.values().sum(),
-            tables: rows,
-            hashes: read.survey.hashes,
-            partial: !(self.schemas.is_empty() && self.tables.is_empty() && self.exclude.is_empty()),
-            globals,
-            run: cx.run.to_string(),
-            step: cx.mark(),
-        };
-        manifest.store(&storage, &writer(cx)).await?;
-        Ok(done(&manifest))
+        match proven.await {
+            Ok(done) => Ok(done),
+            Err(failure) => Err(self.withdraw(&storage, failure).await),
+        }
     }
 
     async fn after_kill(&self, cx: &RunCx) -> Result<AfterKill, Failure> {
@@ -330,13 +330,13 @@ impl Backup {
     /// What is asked for, or else what the path says.
     fn chosen(&self) -> (Format, Compression) {
         let named = ending(&self.to.path);
-        let plain = [".sql", ".sql.gz", ".sql.zst"].iter().any(|ending| self.to.path.ends_with(ending));
+        let archive = [".dump", ".dump.gz", ".dump.zst"].iter().any(|ending| self.to.path.ends_with(ending));
         let format = match self.format {
             Some(FormatChoice::Plain) => Format::Plain,
-            None if plain => Format::Plain,
+            None if !archive => Format::Plain,
             _ => Format::Custom,
         };
-        let by_default = if format == Format::Plain { Compression::None } else { Compression::Gzip };
+        let by_default = if format == Format::Plain { Compression::Zstd } else { Compression::Gzip };
         (format, self.compression.or(named).unwrap_or(by_default))
     }
 
@@ -401,58 +401,8 @@ impl Backup {
             .collect())
     }
 
-    /// Removes what an attempt of this step left: a hidden file, or an object that it
-    /// published and could not finish. Its checksum proves that it is this step's.
-    async fn clear_leftovers(&self, storage: &Storage, cx: &RunCx) -> Result<(), Failure> {
-        storage.remove_leftover(&self.to.path, &writer(cx)).await?;
-        let Some((_, note)) = cx.notes.last() else { return Ok(()) };
-        if storage.stat(&self.to.path).await?.is_some()
-            && Manifest::load(storage, &self.to.path).await?.is_none()
-            && note["path"] == self.to.path
-            && note["sha256"] == hash(storage, &self.to.path, cx).await?
-        {
-            cx.log(&format!("{} of an earlier attempt has no manifest: removed\n", self.to.path));
-            storage.delete(&self.to.path).await?;
-        }
-        Ok(())
-    }
-
     fn is_ours(&self, manifest: &Manifest, cx: &RunCx) -> bool {
         manifest.run == cx.run.as_str() && manifest.step == cx.mark() && manifest.path == self.to.path
-    }
-
-    /// Writes the server's roles beside the backup.
-    async fn globals(
-        &self,
-        server: &Server,
-        storage: &Storage,
-        major: u32,
-        cx: &RunCx,
-    ) -> Result<Companion, Failure> {
-        let attempted = format!("write the roles of {}", self.target);
-        let tool = server.tool("pg_dumpall", major).await?;
-        let command = server.command(&tool, None).args(["--globals-only", "--no-password", "--database"]);
-        let command = command.arg(&server.settings().maintenance_database);
-        let mut process = command.start(false, &cx.redactor)?;
-        let mut content = vec![];
-        if let Some(mut stdout) = process.stdout.take() {
-            let read = tokio::select! {
-                read = stdout.read_to_end(&mut content) => read,
-                () = cx.cancel.cancelled() => return Err(Failure::transient(format!("{attempted}: cancelled"))),
-            };
-            read.map_err(|error| Failure::permanent(format!("{attempted}: {error}")))?;
-        }
-        let finished = process.wait(&cx.cancel).await?;
-        ended_well("pg_dumpall", &finished, &cx.redactor).map_err(|failure| failure.context(&attempted))?;
-        if !String::from_utf8_lossy(&content).contains("PostgreSQL database cluster dump complete") {
-            return Err(Failure::permanent(format!("{attempted}: pg_dumpall's output is not whole")));
-        }
-        let checksum = crate::dump::tap::Checksum::default();
-        checksum.update(&content);
-        let (path, bytes) = (manifest::globals_path(&self.to.path), content.len() as u64);
-        let options = UploadOptions { writer: &writer(cx), expected_bytes: bytes, replace: true };
-        storage.put(&path, content, options).await?;
-        Ok(Companion { path, bytes, sha256: checksum.hex() })
     }
 }
 

@@ -3,7 +3,7 @@
 //! A new database is filled under a name of this run's own and gets its real name at the
 //! end, in one transaction with its marker: what bears the name is whole, and what an
 //! interrupted attempt left is this run's to drop. An empty database is filled in one
-//! transaction: it is either still empty or whole.
+//! transaction, by `psql`: it is either still empty or whole.
 
 use std::collections::BTreeMap;
 
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 mod analyze;
 mod fill;
 mod foresee;
+mod progress;
 mod resume;
 mod throwaway;
 
@@ -55,8 +56,8 @@ pub struct Restore {
     create: bool,
     /// How many connections load the dump. A plain dump takes as many as there are processors
     /// here, two to eight, where `create` is set; with 1, and whenever its statements must
-    /// keep their order, it goes through `psql` in one transaction. An archive takes one; more
-    /// need `create`, and a copy of it in the temporary folder unless it lies uncompressed on a disk.
+    /// keep their order, it goes through `psql` in one transaction. An archive takes as many where it lies
+    /// uncompressed on a disk and `create` is set, else one; more need a copy of it in the temporary folder.
     #[schemars(range(min = 1, max = 64))]
     jobs: Option<u32>,
     /// Only these schemas, with what is in them. Of an archive only that; of a plain dump, which needs

@@ -8,6 +8,7 @@ use jiff::civil::{DateTime, Time};
 use jiff::tz::TimeZone;
 use regex::Regex;
 
+use super::object_manifest::ObjectManifest;
 use crate::dump::manifest::{self, Manifest};
 use crate::failure::Failure;
 use crate::service::storage::{Object, Storage};
@@ -28,6 +29,9 @@ pub(super) struct Backup {
     pub not_after: jiff::Timestamp,
     /// Its manifest, if it has one.
     pub manifest: Option<Manifest>,
+    /// Whether it has a manifest, of a dump or of another object, that fits as far as shows from outside: whoever
+    /// wrote it proved it.
+    pub vouched: bool,
     /// Why it can't be whole, if that shows from outside.
     pub flaw: Option<String>,
     /// The objects that it is made of, companions included, in the order in which they may be removed.
@@ -54,7 +58,8 @@ impl Listing {
         let orphans = companions
             .iter()
             .filter(|companion| {
-                companion.path == manifest::path_of(manifest::owner_of(&companion.path).unwrap_or_default())
+                let owner = manifest::owner_of(&companion.path).unwrap_or_default();
+                [manifest::path_of(owner), manifest::object_manifest_path(owner)].contains(&companion.path)
             })
             .filter(|companion| {
                 manifest::owner_of(&companion.path).is_some_and(|owner| !groups.contains_key(owner))
@@ -62,9 +67,13 @@ impl Listing {
             .map(|companion| companion.path.clone())
             .collect();
         let read = futures::stream::iter(groups.into_iter().map(|(path, files)| {
-            let with_manifest = names.contains(manifest::path_of(&path).as_str());
-            let with_globals = names.contains(manifest::globals_path(&path).as_str());
-            backup(storage, path, files, with_manifest, with_globals)
+            let beside = |companion: String| names.contains(companion.as_str()).then_some(companion);
+            let companions = Companions {
+                manifest: beside(manifest::path_of(&path)),
+                object: beside(manifest::object_manifest_path(&path)),
+                globals: beside(manifest::globals_path(&path)),
+            };
+            backup(storage, path, files, companions)
         }));
         let mut backups = vec![];
         let mut read = read.buffer_unordered(SIDE_BY_SIDE);
@@ -89,33 +98,43 @@ fn group(objects: Vec<&Object>) -> BTreeMap<String, Vec<Object>> {
     groups
 }
 
+/// What lies beside a backup.
+struct Companions {
+    manifest: Option<String>,
+    object: Option<String>,
+    globals: Option<String>,
+}
+
 async fn backup(
     storage: &Storage,
     path: String,
     files: Vec<Object>,
-    with_manifest: bool,
-    with_globals: bool,
+    companions: Companions,
 ) -> Result<Backup, Failure> {
     let bytes: u64 = files.iter().map(|file| file.bytes).sum();
     let modified = files.iter().filter_map(|file| file.modified).max();
-    let (manifest, mut flaw) = if with_manifest {
-        match Manifest::load(storage, &path).await {
-            Ok(manifest) => (manifest, None),
-            Err(failure) if failure.transient => return Err(failure),
-            Err(failure) => (None, Some(failure.message)),
-        }
-    } else {
-        (None, None)
+    let mut flaw = None;
+    let manifest = match &companions.manifest {
+        Some(_) => legible(Manifest::load(storage, &path).await, &mut flaw)?,
+        None => None,
     };
+    let object = match &companions.object {
+        Some(_) => legible(ObjectManifest::load(storage, &path).await, &mut flaw)?,
+        None => None,
+    };
+    let said = manifest
+        .as_ref()
+        .map(|manifest| (manifest.bytes, manifest.taken_at))
+        .or(object.as_ref().map(|object| (object.bytes, object.taken_at)));
     if bytes == 0 {
         flaw = Some("it is empty".to_owned());
-    } else if let Some(manifest) = &manifest
-        && manifest.bytes != bytes
+    } else if let Some((said, _)) = said
+        && said != bytes
     {
-        flaw = Some(format!("it has {bytes} bytes, but its manifest says {}", manifest.bytes));
+        flaw = Some(format!("it has {bytes} bytes, but its manifest says {said}"));
     }
-    let (taken_at, not_after) = match &manifest {
-        Some(manifest) => (manifest.taken_at, manifest.taken_at),
+    let (taken_at, not_after) = match said {
+        Some((_, taken_at)) => (taken_at, taken_at),
         None => named_time(&path, modified).unwrap_or_else(|| {
             let modified = modified.unwrap_or(jiff::Timestamp::UNIX_EPOCH);
             (modified, modified)
@@ -124,13 +143,20 @@ async fn backup(
     // A folder's table of contents goes first: without it nothing takes the rest for a backup.
     let mut objects: Vec<String> = files.into_iter().map(|file| file.path).collect();
     objects.sort_by_key(|path| !path.ends_with("/toc.dat"));
-    if with_globals {
-        objects.push(manifest::globals_path(&path));
+    objects.extend([companions.globals, companions.object, companions.manifest].into_iter().flatten());
+    let vouched = said.is_some() && flaw.is_none();
+    Ok(Backup { path, bytes, taken_at, not_after, manifest, vouched, flaw, objects })
+}
+
+/// A manifest, unless it can't be read for what it is, which is a flaw.
+fn legible<T>(loaded: Result<Option<T>, Failure>, flaw: &mut Option<String>) -> Result<Option<T>, Failure> {
+    match loaded {
+        Err(failure) if !failure.transient => {
+            *flaw = Some(failure.message);
+            Ok(None)
+        }
+        loaded => loaded,
     }
-    if with_manifest {
-        objects.push(manifest::path_of(&path));
-    }
-    Ok(Backup { path, bytes, taken_at, not_after, manifest, flaw, objects })
 }
 
 /// The time in a name, in UTC: `_20240201T100000Z`, `_20240201_100000`, `_2024-02-01`. A

@@ -14,7 +14,9 @@ use serde_json::json;
 
 use super::backups::{Backup, Listing};
 use super::check_object_path;
+use super::object_manifest::ObjectManifest;
 use super::verify::read_through;
+use crate::dump::proof::Watch;
 use crate::failure::Failure;
 use crate::record::event::{Progress, ProgressUnit};
 use crate::service::Services;
@@ -27,7 +29,9 @@ use crate::step::{
 };
 use crate::units::Size;
 
-/// Removes old backups. What `keep` names stays, and the newest good backup always does.
+/// Removes old backups. What `keep` names stays, and the newest good backup always does. Only what has a manifest
+/// is counted: a backup that a step took and proved. Anything else, and what turns out to be damaged when the newest
+/// are read, takes nobody's place and goes once it is older than all that stays.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Prune {
@@ -116,7 +120,7 @@ impl Step for Prune {
             Ok((_, listing)) => listing,
             Err(failure) => return Preview::failed(failure),
         };
-        let (removed, kept) = self.divide(&listing);
+        let (removed, kept) = self.divide(&listing, &BTreeSet::new());
         let certainty = match cx.world.touching(&Resource::object(&self.target, &format!("{}*", self.prefix))) {
             Some(_) => Certainty::Assumed,
             None => Certainty::Observed,
@@ -172,15 +176,10 @@ impl Prune {
 
     async fn prune(&self, cx: &RunCx) -> Result<Done, Failure> {
         let (storage, listing) = self.listing(&cx.services).await?;
-        let (removed, mut kept) = self.divide(&listing);
-        let mut removed: Vec<&Backup> = removed;
+        let (mut removed, mut kept) = self.divide(&listing, &BTreeSet::new());
         if !removed.is_empty() {
-            let good = self.newest_good(cx, &storage, &listing).await?;
-            // Whatever is not older than the newest good one is not replaced by it.
-            let (older, spared): (Vec<_>, Vec<_>) =
-                removed.into_iter().partition(|backup| backup.taken_at < good.taken_at);
-            removed = older;
-            kept.extend(spared);
+            let rotten = self.rotten(cx, &storage, &listing).await?;
+            (removed, kept) = self.divide(&listing, &rotten);
         }
         let names = |backups: &[&Backup]| backups.iter().map(|backup| backup.path.clone()).collect::<Vec<_>>();
         cx.log(&format!("remove: {}\nkeep: {}\n", names(&removed).join(", "), names(&kept).join(", ")));
@@ -210,15 +209,15 @@ impl Prune {
             .output("kept", names(&kept)))
     }
 
-    /// The newest backup that is proven good by reading it whole.
-    async fn newest_good<'a>(
+    /// Reads the newest backups whole, until one is good. Gives those that are not.
+    async fn rotten<'a>(
         &self,
         cx: &RunCx,
         storage: &Storage,
         listing: &'a Listing,
-    ) -> Result<&'a Backup, Failure> {
-        let mut flaws = vec![];
-        for backup in listing.backups.iter().filter(|backup| backup.flaw.is_none()) {
+    ) -> Result<BTreeSet<&'a str>, Failure> {
+        let (mut rotten, mut flaws) = (BTreeSet::new(), vec![]);
+        for backup in listing.backups.iter().filter(|backup| backup.vouched) {
             let watch = |done: u64, _: Option<&str>| {
                 cx.progress(Progress {
                     done,
@@ -227,12 +226,13 @@ impl Prune {
                     message: Some(format!("reading {}, the newest", backup.path)),
                 });
             };
-            match read_through(storage, &backup.path, &cx.services, &watch).await {
-                Ok(_) => return Ok(backup),
+            match read_as_written(storage, &backup.path, &cx.services, &watch).await {
+                Ok(()) => return Ok(rotten),
                 Err(failure) if failure.transient => return Err(failure),
                 Err(failure) => {
                     cx.log(&format!("{} is not good: {failure}\n", backup.path));
                     flaws.push(format!("{}: {failure}", backup.path));
+                    rotten.insert(backup.path.as_str());
                 }
             }
         }
@@ -245,16 +245,17 @@ impl Prune {
         .help("take a good backup first"))
     }
 
-    /// What goes and what stays, from the outside.
-    fn divide<'a>(&self, listing: &'a Listing) -> (Vec<&'a Backup>, Vec<&'a Backup>) {
-        let whole: Vec<&Backup> = listing.backups.iter().filter(|backup| backup.flaw.is_none()).collect();
-        let Some(newest) = whole.first() else { return (vec![], listing.backups.iter().collect()) };
+    /// What goes and what stays, of backups of which some were found to be rotten.
+    fn divide<'a>(&self, listing: &'a Listing, rotten: &BTreeSet<&str>) -> (Vec<&'a Backup>, Vec<&'a Backup>) {
+        let counts = |backup: &&Backup| backup.vouched && !rotten.contains(backup.path.as_str());
+        let good: Vec<&Backup> = listing.backups.iter().filter(counts).collect();
+        let Some(newest) = good.first() else { return (vec![], listing.backups.iter().collect()) };
         let mut keep: BTreeSet<&str> = BTreeSet::from([newest.path.as_str()]);
-        keep.extend(whole.iter().take(self.keep.last.unwrap_or(0) as usize).map(|backup| backup.path.as_str()));
+        keep.extend(good.iter().take(self.keep.last.unwrap_or(0) as usize).map(|backup| backup.path.as_str()));
         if let Some(days) = self.keep.days
             && let Ok(since) = newest.taken_at.checked_sub((24 * i64::from(days)).hours())
         {
-            keep.extend(whole.iter().filter(|backup| backup.taken_at >= since).map(|backup| backup.path.as_str()));
+            keep.extend(good.iter().filter(|backup| backup.taken_at >= since).map(|backup| backup.path.as_str()));
         }
         let date = |backup: &Backup| backup.taken_at.to_zoned(TimeZone::UTC).date();
         let week = |backup: &Backup| {
@@ -262,24 +263,39 @@ impl Prune {
             (week.year(), week.week())
         };
         let month = |backup: &Backup| (date(backup).year(), date(backup).month());
-        keep.extend(newest_of_each(&whole, self.keep.weekly, week));
-        keep.extend(newest_of_each(&whole, self.keep.monthly, month));
-        // What is flawed and newer than the newest whole one may be a backup that is being written.
-        listing
-            .backups
-            .iter()
-            .partition(|backup| !keep.contains(backup.path.as_str()) && backup.taken_at < newest.taken_at)
+        keep.extend(newest_of_each(&good, self.keep.weekly, week));
+        keep.extend(newest_of_each(&good, self.keep.monthly, month));
+        let stays = |backup: &&&Backup| keep.contains(backup.path.as_str());
+        let oldest = good.iter().filter(stays).map(|backup| backup.taken_at).min().unwrap_or(newest.taken_at);
+        listing.backups.iter().partition(|backup| {
+            // What doesn't count may be a backup that is being written, or another program's.
+            let until = if counts(backup) { newest.taken_at } else { oldest };
+            !keep.contains(backup.path.as_str()) && backup.taken_at < until
+        })
+    }
+}
+
+/// Reads an object to its end: it must be whole, and what its manifest says.
+async fn read_as_written(
+    storage: &Storage,
+    path: &str,
+    services: &Services,
+    watch: Watch<'_>,
+) -> Result<(), Failure> {
+    let read = read_through(storage, path, services, watch).await?;
+    match ObjectManifest::load(storage, path).await? {
+        Some(manifest) => manifest.check(path, read.bytes, &read.sha256),
+        None => Ok(()),
     }
 }
 
 fn newest_of_each<'a>(
-    whole: &[&'a Backup],
+    good: &[&'a Backup],
     count: Option<u32>,
     period: impl Fn(&Backup) -> (i16, i8),
 ) -> Vec<&'a str> {
     let mut seen = BTreeSet::new();
-    whole
-        .iter()
+    good.iter()
         .filter(|backup| seen.len() < count.unwrap_or(0) as usize && seen.insert(period(backup)))
         .map(|backup| backup.path.as_str())
         .collect()

@@ -5,6 +5,7 @@ use tokio::time::Instant;
 
 use super::analyze::analyze;
 use super::{Loaded, Owner, Restore, content, not_empty, watch, working_name};
+use crate::dump::compression::Compression;
 use crate::dump::count::{expect_rows, tables};
 use crate::dump::load::{Loader, conninfo, knows_restrict};
 use crate::dump::manifest::Format;
@@ -15,6 +16,7 @@ use crate::record::event::{Progress, ProgressUnit};
 use crate::service::postgres::relation::drop_subscriptions;
 use crate::service::postgres::tool::Version;
 use crate::service::postgres::{Server, Session, ident, literal};
+use crate::service::process::Command;
 use crate::service::storage::Storage;
 use crate::step::RunCx;
 use crate::step::postgres::{POLL, SESSIONS_GONE, end_leftovers};
@@ -199,37 +201,46 @@ impl Restore {
     ) -> Result<(), Failure> {
         let watch = watch(cx, proof.object.bytes, "loading");
         let loader = Loader { storage, proof, cancel: &cx.cancel, redactor: &cx.redactor, watch: &watch };
+        let psql = server.tool("psql", 0).await;
+        let rules = |psql| Rules {
+            owners: self.owner == Owner::None,
+            restrict: !knows_restrict(psql),
+            transaction_timeout: version.major < 17,
+        };
         if proof.format == Format::Plain {
-            let tool = server.tool("psql", 0).await?;
-            let rules = Rules {
-                owners: self.owner == Owner::None,
-                restrict: !knows_restrict(tool.version),
-                transaction_timeout: version.major < 17,
-            };
-            return loader.plain(server.command(&tool, Some(database)), rules).await;
+            let psql = psql?;
+            return loader.plain(server.command(&psql, Some(database)), rules(psql.version)).await;
         }
+        // pg_restore takes a schema's content without the schema.
+        let narrowing = self.narrowing();
+        let schemas = narrowing.iter().filter_map(|option| option.strip_prefix("--schema="));
+        let schemas: String =
+            schemas.map(|schema| format!("CREATE SCHEMA IF NOT EXISTS {};\n", ident(schema))).collect();
         let tool = server.tool("pg_restore", version.major).await?;
-        let mut command = server
+        let without = if self.owner == Owner::None { &["--no-owner", "--no-acl"][..] } else { &[] };
+        if !self.create {
+            let psql = psql?;
+            let command = Command::new(tool.path.to_string_lossy()).args(narrowing).args(without);
+            let rules = rules(psql.version);
+            return loader.archive_in_one(command, server.command(&psql, Some(database)), rules, &schemas).await;
+        }
+        server.connect(Some(database)).await?.batch("create the schemas", &schemas).await?;
+        let command = server
             .command(&tool, Some(database))
             .args(["--no-password", "--dbname"])
             .arg(conninfo(database))
-            .args(self.narrowing());
-        if self.owner == Owner::None {
-            command = command.args(["--no-owner", "--no-acl"]);
+            .args(narrowing)
+            .args(without);
+        let seekable = proof.format == Format::Directory
+            || (proof.compression == Compression::None && storage.local_path(&self.from.path)?.is_some());
+        let jobs = self.jobs.unwrap_or(if seekable { self.connections() as u32 } else { 1 });
+        if jobs <= 1 && proof.format == Format::Custom {
+            return loader.archive_in_order(command).await;
         }
-        if !self.create {
-            command = command.arg("--single-transaction");
+        tokio::select! {
+            loaded = loader.archive_side_by_side(command, jobs) => loaded,
+            failure = self.watch_archive(server, proof, database, cx) => Err(failure),
         }
-        // pg_restore takes a schema's content without the schema.
-        let schemas =
-            self.narrowing().into_iter().filter_map(|option| option.strip_prefix("--schema=").map(str::to_owned));
-        let inside = server.connect(Some(database)).await?;
-        for schema in schemas {
-            let sql = format!("CREATE SCHEMA IF NOT EXISTS {}", ident(&schema));
-            inside.batch(format!("create schema {schema}"), &sql).await?;
-        }
-        drop(inside);
-        loader.archive(command, self.jobs.unwrap_or(1)).await
     }
 
     /// Counts the rows, compares them with the dump's, gathers statistics.

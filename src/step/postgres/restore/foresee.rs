@@ -133,7 +133,7 @@ impl Restore {
             Ok(proof) => proof,
             Err(failure) => return Ok(preview.blocked(failure.message, failure.help)),
         };
-        if proof.format == Format::Plain
+        if (proof.format == Format::Plain || !self.create)
             && let Err(failure) = server.tool("psql", 0).await
         {
             preview = preview.blocked(failure.message, failure.help);
@@ -173,7 +173,7 @@ impl Restore {
                     Size(free),
                     std::env::temp_dir().display()
                 ),
-                "make room, point TMPDIR elsewhere, or leave `jobs` out".to_owned(),
+                "make room, point TMPDIR elsewhere, or set `jobs: 1`".to_owned(),
             );
         }
         let rows: BTreeMap<String, u64> = match &proof.manifest {
