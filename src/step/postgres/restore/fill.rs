@@ -40,7 +40,7 @@ impl Restore {
         }
         let system = session.server_facts().await?.system_identifier;
         let name = working_name(cx);
-        let side_by_side = self.side_by_side(proof, version, cx);
+        let side_by_side = self.side_by_side(proof, version, cx)?;
         let mut note = json!({ "system": system, "working": name, "side_by_side": side_by_side.is_some() });
         let done = match &side_by_side {
             Some(way) => way.recall(server, session, &name, proof, cx).await?,
@@ -113,7 +113,14 @@ impl Restore {
                 answered => return answered,
             }
         }
-        session.batch(&attempted, &create("")).await
+        match session.batch(&attempted, &create("")).await {
+            // What the dump is written in, not what it was taken from: the server turns it into its own.
+            Err(failure) if proof.manifest.is_none() && failure.message.contains("22023") => {
+                cx.log(&format!("{failure}: the server's own encoding is used instead\n"));
+                session.batch(&attempted, &format!("CREATE DATABASE {} TEMPLATE template0", ident(name))).await
+            }
+            answered => answered,
+        }
     }
 
     pub(super) async fn give_name(
@@ -201,12 +208,9 @@ impl Restore {
         let loader = Loader { storage, proof, cancel: &cx.cancel, redactor: &cx.redactor, watch: &watch };
         if proof.format == Format::Plain {
             let tool = server.tool("psql", 0).await?;
-            let rules = Rules {
-                owners: self.owner == Owner::None,
-                restrict: !knows_restrict(tool.version),
-                transaction_timeout: version.major < 17,
-            };
-            return loader.plain(server.command(&tool, Some(database)), rules).await;
+            let rules = Rules { owners: self.owner == Owner::None, transaction_timeout: version.major < 17 };
+            let restricted = knows_restrict(tool.version);
+            return loader.plain(server.command(&tool, Some(database)), rules, restricted).await;
         }
         let tool = server.tool("pg_restore", version.major).await?;
         let mut command = server
@@ -271,11 +275,14 @@ impl Restore {
     }
 }
 
+/// Drops what an attempt left, also when this one was cancelled.
 pub(super) async fn drop_working(server: &Server, session: &Session, name: &str) -> Result<(), Failure> {
     let attempted = format!("drop the half-filled database {name}");
-    if session.find_database(name).await?.is_some() {
-        // They would keep it from being dropped.
-        drop_subscriptions(&server.connect(Some(name)).await?).await?;
+    // They would keep it from being dropped. Without any nobody connects: what an interrupted DROP left takes nobody.
+    let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_subscription s \
+                 JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE d.datname = $1)";
+    if session.row(&attempted, sql, &[&name]).await?.get(0) {
+        drop_subscriptions(&server.detached().connect(Some(name)).await?).await?;
     }
     session.batch(attempted, &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(name))).await
 }
