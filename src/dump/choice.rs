@@ -21,6 +21,8 @@ pub struct Choice {
     pub schemas: BTreeSet<String>,
     /// Tables by themselves; those that are partitions of what is chosen are among them.
     pub tables: BTreeSet<Table>,
+    /// Tables that aren't chosen, but of which some partitions are, whose own are the keys declared here.
+    pub above: BTreeSet<Table>,
     /// Foreign keys that refer to what isn't chosen, in words.
     pub left_out: Vec<String>,
 }
@@ -63,6 +65,7 @@ impl Choice {
         let mut choice = Self {
             schemas: schemas.iter().cloned().collect(),
             tables: wanted.into_values().collect(),
+            above: BTreeSet::new(),
             left_out: vec![],
         };
         // Partitions come with what they are attached to, wherever they are, and theirs with them.
@@ -71,10 +74,15 @@ impl Choice {
         {
             choice.tables.insert(child.clone());
         }
+        while let Some((_, parent)) =
+            attached.iter().find(|(child, parent)| choice.has_keys_of(child) && !choice.has_keys_of(parent))
+        {
+            choice.above.insert(parent.clone());
+        }
         let said = |[schema, table]: &Table| format!("{schema}.{table}");
         choice.left_out = keys
             .iter()
-            .filter(|(table, _, refers)| choice.has(table) && !choice.has(refers))
+            .filter(|(table, _, refers)| choice.has_keys_of(table) && !choice.has(refers))
             .map(|(table, name, refers)| {
                 format!("the foreign key {name} of {}: it refers to {}", said(table), said(refers))
             })
@@ -87,7 +95,17 @@ impl Choice {
         self.schemas.contains(&table[0]) || self.tables.contains(table)
     }
 
-    /// The same by a name as in [`Survey::rows`].
+    /// Whether a table's keys are kept: it is chosen, or a partition of it is, which has them, too.
+    pub fn has_keys_of(&self, table: &Table) -> bool {
+        self.has(table) || self.above.contains(table)
+    }
+
+    /// The same of a statement's table.
+    pub fn names_keys_of(&self, (schema, table): &Name) -> bool {
+        schema.as_ref().is_some_and(|schema| self.has_keys_of(&[schema.clone(), table.clone()]))
+    }
+
+    /// The same as [`Self::has`] by a name as in [`Survey::rows`].
     pub fn has_rows_of(&self, table: &str) -> bool {
         name_parts(table).is_some_and(|table| self.has(&table))
     }

@@ -7,8 +7,10 @@
 //! or up to [`HELD`], whichever comes first.
 
 mod nesting;
+mod state;
 
 use nesting::Nesting;
+use state::{Row, State};
 
 use crate::failure::Failure;
 
@@ -76,41 +78,8 @@ pub struct Lexer {
     old_strings: bool,
     /// After an `E''` string: whether a line feed followed, so that a further string goes on with it.
     continues: Option<bool>,
-}
-
-#[derive(Debug)]
-enum State {
-    Text,
-    /// A `-` that may begin a comment.
-    Dash,
-    /// A `/` that may begin a comment.
-    Slash,
-    Comment(Vec<u8>),
-    /// The depth, and the last byte.
-    Block(u32, u8),
-    Single {
-        escapes: bool,
-        escaped: bool,
-    },
-    Double,
-    /// `$` and what follows it.
-    Tag(Vec<u8>),
-    /// The whole delimiter, and how much of it was seen.
-    Dollar(Vec<u8>, usize),
-    Command(Vec<u8>),
-    /// After `COPY … FROM stdin;`: the rest of that line.
-    CopyHead,
-    Copy(Row),
-}
-
-/// How much of a COPY line was seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Row {
-    Start,
-    Backslash,
-    End,
-    EndReturn,
-    Inside,
+    /// A carriage return went by outside quotes: it must be the line's end.
+    returned: bool,
 }
 
 impl Default for Lexer {
@@ -124,6 +93,7 @@ impl Default for Lexer {
             nesting: Nesting::default(),
             old_strings: false,
             continues: None,
+            returned: false,
         }
     }
 }
@@ -149,7 +119,8 @@ impl Lexer {
     /// Reads on. What is kept is appended to `out`, if that is wanted.
     ///
     /// # Errors
-    /// What the listener objects to, and a COPY that doesn't begin on a line of its own.
+    /// What the listener objects to, a COPY that doesn't begin on a line of its own, and what `psql` and the server
+    /// would read differently: then nobody could say what `psql` takes for a command of its own.
     pub fn push(
         &mut self,
         piece: &[u8],
@@ -157,10 +128,16 @@ impl Lexer {
         mut out: Option<&mut Vec<u8>>,
     ) -> Result<(), Failure> {
         let mut at = 0;
+        // `psql` reads lines as C strings.
+        if let Some(zero) = memchr::memchr(0, piece) {
+            self.line += memchr::memchr_iter(b'\n', &piece[..zero]).count() as u64;
+            return Err(self.refused("a zero byte"));
+        }
         while at < piece.len() {
             if let State::Copy(row) = self.state {
                 at += self.rows(&piece[at..], row, listener, out.as_deref_mut());
             } else {
+                self.carriage_return(piece[at])?;
                 // Some states look at the byte that ends them once more.
                 while !self.step(piece[at], listener, out.as_deref_mut())? {}
                 if piece[at] == b'\n' {
@@ -276,16 +253,25 @@ impl Lexer {
                 (b'/', b'*') => (*depth, *last) = (*depth + 1, 0),
                 _ => *last = byte,
             },
-            State::Single { escapes, escaped } => match byte {
+            State::Single { escapes, escaped, continued } => match byte {
                 _ if *escaped => *escaped = false,
-                b'\\' if *escapes => *escaped = true,
-                b'\'' => {
-                    // A doubled quote closes and opens again, which comes to the same.
-                    self.continues = escapes.then_some(false);
-                    self.state = State::Text;
+                b'\\' if *continued => {
+                    return Err(
+                        self.refused("a backslash in a quoted text that goes on with an E'' of an earlier line")
+                    );
                 }
+                b'\\' if *escapes => *escaped = true,
+                b'\'' => self.state = State::Closing { escapes: *escapes, continued: *continued },
                 _ => {}
             },
+            State::Closing { escapes, continued } => {
+                if byte != b'\'' {
+                    self.continues = escapes.then_some(false);
+                    self.state = State::Text;
+                    return Ok(false);
+                }
+                self.state = State::Single { escapes: *escapes, escaped: false, continued: *continued };
+            }
             State::Double => {
                 if byte == b'"' {
                     self.state = State::Text;
@@ -372,15 +358,18 @@ impl Lexer {
                 return Err(self.refused("a quoted text right after a word"));
             }
             b'\'' => {
-                let escapes = self.old_strings || goes_on || word == b"e";
+                let continued = goes_on && !self.old_strings;
+                let escapes = self.old_strings || continued || word == b"e";
                 self.nesting.end_of_word();
-                self.state = State::Single { escapes, escaped: false };
+                self.state = State::Single { escapes, escaped: false, continued };
             }
             b'"' => {
                 self.nesting.end_of_word();
                 self.state = State::Double;
             }
             b'$' if !after_word => self.state = State::Tag(vec![b'$']),
+            // `1$$`: for `psql`, a number and a quote.
+            b'$' if word[0].is_ascii_digit() => return Err(self.refused("a dollar sign right after a number")),
             b'\\' => {
                 self.nesting.end_of_word();
                 if !self.idle() {
@@ -460,6 +449,18 @@ impl Lexer {
         release(&mut self.held, verdict, out);
         if verdict == Verdict::Copy {
             self.state = State::CopyHead;
+        }
+        Ok(())
+    }
+
+    /// Outside quotes a carriage return ends a line for `psql`, a line feed only for others.
+    fn carriage_return(&mut self, byte: u8) -> Result<(), Failure> {
+        let counts = matches!(
+            self.state,
+            State::Text | State::Closing { .. } | State::Comment(_) | State::Dash | State::Slash
+        );
+        if std::mem::replace(&mut self.returned, counts && byte == b'\r') && byte != b'\n' {
+            return Err(self.refused("a carriage return within a line"));
         }
         Ok(())
     }

@@ -40,16 +40,16 @@ impl std::fmt::Debug for Loader<'_> {
 }
 
 impl Loader<'_> {
-    /// Loads a plain dump in one transaction: all of it, or nothing.
+    /// Loads a plain dump in one transaction: all of it, or nothing. `restricted` where `psql` knows `\restrict`.
     ///
     /// # Errors
     /// The server's own words with the dump's line, or that the dump changed meanwhile.
-    pub async fn plain(&self, psql: Command, rules: Rules) -> Result<(), Failure> {
+    pub async fn plain(&self, psql: Command, rules: Rules, restricted: bool) -> Result<(), Failure> {
         let mut source = self.open().await?;
         let mut process = in_one_transaction(psql).start(true, self.redactor)?;
         // From here on dropping the process kills it before its input is closed: `psql`
         // takes the end of its input for the end of the dump, and commits.
-        let fed = self.feed_psql(&mut source, &mut process, rules).await?;
+        let fed = self.feed_psql(&mut source, &mut process, rules, restricted).await?;
         if fed == Fed::Whole {
             self.proof.unchanged(self.storage, &source)?;
         }
@@ -61,16 +61,26 @@ impl Loader<'_> {
         Ok(())
     }
 
-    async fn feed_psql(&self, source: &mut Source, process: &mut Process, rules: Rules) -> Result<Fed, Failure> {
+    async fn feed_psql(
+        &self,
+        source: &mut Source,
+        process: &mut Process,
+        rules: Rules,
+        restricted: bool,
+    ) -> Result<Fed, Failure> {
         let mut reader = PlainReader::new(rules);
         let mut buffer = vec![0; PIECE];
         let mut sql = Vec::with_capacity(2 * PIECE);
+        // Settings that the dump makes on the server change how `psql` reads it. So it takes no command at all, whatever
+        // it reads, except under a key that no dump can know.
+        let mut begin = if restricted { restrict() } else { String::new() };
         loop {
             let read = source.read(&mut buffer).await?;
             if read == 0 {
                 break;
             }
             sql.clear();
+            sql.extend_from_slice(std::mem::take(&mut begin).as_bytes());
             reader.push(&buffer[..read], Some(&mut sql))?;
             let Some(stdin) = &mut process.stdin else { return Ok(Fed::Refused) };
             let written = tokio::select! {
@@ -90,7 +100,8 @@ impl Loader<'_> {
     }
 
     /// Loads an archive in one transaction: all of it, or nothing. `pg_restore` turns it into SQL, which `psql` gets
-    /// after `first`, and commits only when all of the archive was read and is what was proven.
+    /// after `first`, and commits only when all of the archive was read and is what was proven. `restricted` as with
+    /// plain SQL.
     ///
     /// # Errors
     /// The programs' own words, or that the dump changed meanwhile.
@@ -99,9 +110,11 @@ impl Loader<'_> {
         pg_restore: Command,
         psql: Command,
         rules: Rules,
+        restricted: bool,
         first: &str,
     ) -> Result<(), Failure> {
         let mut source = self.open().await?;
+        let first = if restricted { restrict() + first } else { first.to_owned() };
         let command = pg_restore.arg("--file=-");
         let command = match (&source.local, source.format) {
             (Some(folder), Format::Directory) => command.arg("--format=directory").arg(folder),
@@ -113,7 +126,7 @@ impl Loader<'_> {
         // As with plain SQL: dropped before its input is closed, `psql` never commits.
         let (fed, passed) = tokio::join!(
             feed(&mut source, &mut archive, self.watch),
-            self.pass_on(sql, process.stdin.as_mut(), rules, first)
+            self.pass_on(sql, process.stdin.as_mut(), rules, &first)
         );
         fed?;
         let whole = match passed? {
@@ -286,6 +299,11 @@ fn copy_failed(folder: &Path, error: &std::io::Error) -> Failure {
 fn by_line(failure: Failure) -> Failure {
     let message = failure.message.replace("psql:<stdin>:", "line ").replace("psql ended with exit code 3: ", "");
     Failure { message, ..failure }
+}
+
+/// A `\restrict` before the dump's first line, which stays the first.
+fn restrict() -> String {
+    format!("\\restrict {:032x} \\\\", rand::random::<u128>())
 }
 
 /// Whether a `psql` knows `\restrict`, which newer dumps begin with.

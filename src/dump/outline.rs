@@ -52,6 +52,8 @@ pub enum Part {
         /// The partition.
         partition: Name,
     },
+    /// Fills a materialised view.
+    Refresh(Name),
     /// Neither makes nor changes what an index, or a key within a table, is built from.
     Late,
     /// Makes a trigger that fires on other statements.
@@ -69,6 +71,8 @@ pub struct Outline {
     pub copies: Vec<u64>,
     /// Partitions, and what they are attached to.
     pub attached: Vec<(Name, Name)>,
+    /// Materialised views that are filled, in the order that they are.
+    pub refreshed: Vec<Name>,
     /// Foreign keys: their tables, their names, what they refer to.
     pub foreign_keys: Vec<(Name, String, Name)>,
     /// Whether rows come for a table without its schema.
@@ -121,6 +125,7 @@ impl Outline {
             Part::ForeignKey { table, name, refers, .. } => {
                 self.foreign_keys.push((table.clone(), name.clone(), refers.clone()));
             }
+            Part::Refresh(view) => self.refreshed.push(view.clone()),
             _ => {}
         }
         match part {
@@ -179,6 +184,11 @@ pub fn part(text: &[u8]) -> Part {
         "alter" if word(1, "event") => Part::EventTrigger,
         "alter" if word(1, "table") && whole => table(&tokens),
         "comment" | "grant" | "revoke" | "security" => Part::Late,
+        "create" if whole && let Some(attach) = partition(&tokens) => attach,
+        "refresh" if word(1, "materialized") && word(2, "view") => {
+            let at = if word(3, "concurrently") { 4 } else { 3 };
+            qualified(&tokens, at).map_or(Part::InOrder, |(schema, view, _)| Part::Refresh((schema, view)))
+        }
         "create" | "alter" | "drop" | "refresh" => Part::InOrder,
         "insert" => Part::Unfit("its rows come by INSERT"),
         "do" | "call" => Part::Unfit("it runs code of its own"),
@@ -235,6 +245,17 @@ fn index(tokens: &[Token]) -> Part {
         }
         _ => Part::InOrder,
     }
+}
+
+/// `CREATE [UNLOGGED | FOREIGN] TABLE partition PARTITION OF table …`, as pg_dump 10 wrote it.
+fn partition(tokens: &[Token]) -> Option<Part> {
+    let at = tokens.iter().take(3).position(|token| token.is("table"))?;
+    let (of, partition, at) = qualified(tokens, at + 1)?;
+    if !(tokens.get(at)?.is("partition") && tokens.get(at + 1)?.is("of")) {
+        return None;
+    }
+    let (schema, table, _) = qualified(tokens, at + 2)?;
+    Some(Part::Attach { table: (schema, table), partition: (of, partition) })
 }
 
 /// `ALTER TABLE [ONLY] table …`
@@ -326,7 +347,12 @@ mod tests {
             ("ALTER TABLE a.t ADD CONSTRAINT k UNIQUE (x), DROP COLUMN y;", Part::InOrder),
             ("ALTER TABLE a.t ADD COLUMN x int;", Part::InOrder),
             ("CREATE MATERIALIZED VIEW a.m AS SELECT 1;", Part::InOrder),
-            ("REFRESH MATERIALIZED VIEW a.m;", Part::InOrder),
+            ("REFRESH MATERIALIZED VIEW a.m;", Part::Refresh(name("a", "m"))),
+            (
+                "CREATE UNLOGGED TABLE b.u PARTITION OF a.t (x DEFAULT 1) FOR VALUES IN (1);",
+                Part::Attach { table: name("a", "t"), partition: name("b", "u") },
+            ),
+            ("CREATE TABLE a.t (x int) PARTITION BY LIST (x);", Part::InOrder),
             ("CREATE EVENT TRIGGER e ON ddl_command_end EXECUTE FUNCTION a.f();", Part::EventTrigger),
             ("SET SESSION AUTHORIZATION 'x';", Part::Unfit("it changes its session's role or transaction")),
             ("SET ROLE x;", Part::Unfit("it changes its session's role or transaction")),

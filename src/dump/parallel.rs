@@ -10,6 +10,7 @@
 mod build;
 mod cut;
 mod ledger;
+mod mention;
 mod narrow;
 mod order;
 mod split;
@@ -73,6 +74,8 @@ pub trait Journal: Send + Sync {
     async fn note(&self, note: Value) -> Result<(), Failure>;
     /// Tells how far it is.
     fn progress(&self, stage: Stage);
+    /// Tells what of the chosen part is left out.
+    fn left_out(&self, what: &str);
 }
 
 /// A restore to be made.
@@ -150,6 +153,9 @@ impl Parallel<'_> {
         if self.done.complete {
             return Ok(());
         }
+        for left in self.choice.iter().flat_map(|choice| &choice.left_out) {
+            self.journal.left_out(left);
+        }
         let main = self.connect().await?;
         let identity = ledger::identity(self.proof.sha256.as_deref(), self.rules, self.choice.as_deref());
         let ledger = Ledger::new(self.journal.clone(), identity, self.done.chunk_bytes);
@@ -164,15 +170,17 @@ impl Parallel<'_> {
         self.rest(&mut ordered, after).await
     }
 
-    /// Drops what isn't chosen of what was restored. Gives what of the chosen part had to go with it, in words.
+    /// Drops what isn't chosen of what was restored, and fills the chosen materialised views. What of the chosen part
+    /// has to go with it is told before it goes.
     ///
     /// # Errors
-    /// When a chosen table can't be without something that isn't chosen.
-    pub async fn narrow(&self) -> Result<Vec<String>, Failure> {
-        let Some(choice) = &self.choice else { return Ok(vec![]) };
+    /// When a chosen table can't be without something that isn't chosen, or a view can't be filled.
+    pub async fn narrow(&self) -> Result<(), Failure> {
+        let Some(choice) = &self.choice else { return Ok(()) };
         let session = self.connect().await?;
-        let went = narrow::Narrow::new(&session, choice).run().await?;
-        Ok(choice.left_out.iter().cloned().chain(went).collect())
+        let narrow = narrow::Narrow::new(&session, choice, &*self.journal);
+        narrow.run().await?;
+        narrow.refresh(&self.proof.survey.outline.refreshed).await
     }
 
     async fn connect(&self) -> Result<Session, Failure> {

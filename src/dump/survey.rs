@@ -10,14 +10,12 @@ use super::rows::{Hashes, RowSum, RowsHash};
 use super::statement::{Kind, copy_columns, kind};
 use crate::failure::Failure;
 
-/// What is left out of a dump while it is restored.
+/// What is left out of a dump while it is restored, besides commands of `psql`, transactions and what is said of
+/// whole databases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     /// Owners and privileges.
     pub owners: bool,
-    /// `\restrict` and `\unrestrict`, for a `psql` that doesn't know them. Nothing is lost:
-    /// the lexer lets no other backslash command through.
-    pub restrict: bool,
     /// `SET transaction_timeout`, for servers before 17.
     pub transaction_timeout: bool,
 }
@@ -33,6 +31,8 @@ pub struct Survey {
     pub inserted: BTreeSet<String>,
     /// Roles that own something or hold privileges.
     pub roles: BTreeSet<String>,
+    /// Roles that it needs even where nobody's objects come back: policies are for them.
+    pub named_roles: BTreeSet<String>,
     /// Extensions that it creates.
     pub extensions: BTreeSet<String>,
     /// The database it was taken from, where the dump says so.
@@ -67,6 +67,8 @@ pub(super) struct Hearer {
     sum: Option<(RowSum, Vec<String>)>,
     hashing: bool,
     search_path: Option<String>,
+    /// Whether something was made: what was dropped before was there in another database.
+    made: bool,
     headers: u32,
     trailers: u32,
     restricted: Option<String>,
@@ -194,6 +196,7 @@ impl Listener for Hearer {
         }
         let kind = kind(text);
         self.survey.outline.statement(text, &kind);
+        self.made |= matches!(kind, Kind::Create | Kind::Extension(_));
         Ok(match kind {
             Kind::Copy { schema, table } => {
                 self.copying = Some((self.table(schema.as_ref(), &table), 0));
@@ -231,8 +234,14 @@ impl Listener for Hearer {
                 self.survey.extensions.insert(name);
                 Verdict::Keep
             }
+            Kind::Roles(roles) => {
+                self.survey.named_roles.extend(roles);
+                Verdict::Keep
+            }
+            // A restore begins with nothing.
+            Kind::CleanUp => Self::verdict(!self.made),
             Kind::TransactionTimeout => Self::verdict(self.rules.transaction_timeout),
-            Kind::Other => Verdict::Keep,
+            Kind::Create | Kind::Other => Verdict::Keep,
         })
     }
 
@@ -241,15 +250,19 @@ impl Listener for Hearer {
         let (name, argument) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
         let argument = argument.trim();
         match name {
+            // Left out: a load puts `psql` under a key of its own ([`super::load`]).
+            "\\restrict" | "\\unrestrict" if !is_key(argument) => {
+                Err(not_a_dump(&format!("line {line}: {name} with something else than a key")))
+            }
             "\\restrict" => {
                 self.restricted = Some(argument.to_owned());
-                Ok(!self.rules.restrict)
+                Ok(false)
             }
             "\\unrestrict" => {
                 if self.restricted.take().as_deref() != Some(argument) {
                     return Err(not_a_dump(&format!("line {line}: its \\unrestrict does not fit its \\restrict")));
                 }
-                Ok(!self.rules.restrict)
+                Ok(false)
             }
             "\\connect" | "\\c" => {
                 let database = connect_target(argument);
@@ -286,6 +299,11 @@ impl Listener for Hearer {
     fn data(&mut self, rows: &[u8]) {
         self.survey.outline.data(rows.len());
     }
+}
+
+/// Whether it is a key as pg_dump makes them: `psql` would run what follows one on its line.
+fn is_key(argument: &str) -> bool {
+    !argument.is_empty() && argument.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
 /// The database of `\connect x`, `\connect "x"` or `\connect -reuse-previous=on "dbname='x'"`.

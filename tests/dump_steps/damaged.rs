@@ -83,6 +83,58 @@ async fn plain_dumps() {
 }
 
 #[tokio::test]
+async fn no_dump_makes_psql_run_a_command() {
+    let place = Place::new("dm_shell");
+    let database = place.names.create("live", CONTENT).await;
+    let text = String::from_utf8(pg_dump(&database, &[])).unwrap();
+    let made = place.path("made");
+    let touch = format!("touch {}", made.display());
+    for (at, (trick, said)) in [
+        ("SELECT E'a' -- c\n'\\' \\! TOUCH\n--';", "goes on with an E''"),
+        ("SELECT E'''\\' ' \\! TOUCH\n--';", "inside a statement"),
+        ("-- x\r\\! TOUCH\n", "carriage return"),
+        ("SELECT 1$$ ' $$ \\! TOUCH\n';", "after a number"),
+        ("SELECT \0'\n1; \\! TOUCH\n--';", "zero byte"),
+        ("\\restrict a \\unrestrict a \\! TOUCH\n", "something else than a key"),
+        // What no reader of text can see: settings that are made on the way.
+        (
+            "SELECT set_config('standard_' || 'conforming_strings', 'off', false);\nSELECT '\\', '\n\\! TOUCH\n';",
+            "backslash commands are restricted",
+        ),
+        (
+            "DO $$BEGIN EXECUTE 'SET client_enc' || 'oding = SJIS'; END$$;\nSELECT '\u{1}'\n'\n\\! TOUCH\n';",
+            "backslash commands are restricted",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let dump = text.replacen("CREATE SCHEMA", &format!("{}\nCREATE SCHEMA", trick.replace("TOUCH", &touch)), 1);
+        // A control character stands for the first half of a letter that UTF-8 doesn't know.
+        let dump: Vec<u8> = dump.bytes().map(|byte| if byte == 1 { 0x81 } else { byte }).collect();
+        let path = format!("{at}.sql");
+        std::fs::write(place.path(&path), dump).unwrap();
+        for create in [true, false] {
+            let restored = place.names.name(&format!("restored{at}"));
+            if !create {
+                crate::support::sql("postgres", &format!("CREATE DATABASE {restored}")).await;
+            }
+            let params = json!({
+                "target": "db", "database": restored, "create": create, "jobs": 1,
+                "from": { "storage": "store", "path": path },
+            });
+            let failure = place.harness.run(RESTORE, params).await.unwrap_err();
+            assert!(failure.message.contains(said), "{trick}: {failure}");
+            assert!(!made.exists(), "{trick} ran");
+            if !create {
+                let none = "SELECT count(*) FROM pg_namespace WHERE nspname = 'auth'";
+                assert_eq!(value(&restored, none).await.unwrap(), "0", "{trick}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn archives() {
     let place = Place::new("dm_archive");
     let database = place.names.create("live", CONTENT).await;

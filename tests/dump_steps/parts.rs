@@ -101,6 +101,96 @@ async fn a_schema_comes_with_what_it_needs_and_without_what_needs_others() {
 }
 
 #[tokio::test]
+async fn keys_of_a_parent_that_stays_behind_are_the_partitions_own() {
+    let place = Place::new("rs_above");
+    let database = place.names.create("live", CONTENT).await;
+    std::fs::write(place.path("a.sql"), pg_dump(&database, &[])).unwrap();
+    for (at, chosen) in
+        [json!({ "schemas": ["other"] }), json!({ "tables": ["other.events_2"] })].iter().enumerate()
+    {
+        let restored = place.names.name(&format!("restored{at}"));
+        let params = params(&restored, "a.sql", chosen.clone());
+        let said = "left out: the foreign key events_order_id_fkey of app.events: it refers to app.orders";
+        let preview = place.harness.preview(RESTORE, params.clone(), &World::default()).await;
+        assert!(preview.problems.iter().any(|problem| problem.message == said), "{preview:?}");
+        place.harness.run(RESTORE, params).await.unwrap_or_else(|failure| panic!("{chosen}: {failure}"));
+        assert_eq!(counted(&restored, "other.events_2").await, "19");
+        assert!(place.harness.journal.log_text().contains(said));
+    }
+}
+
+/// A partition whose parent is elsewhere, functions whose text names what no catalog knows of, materialised views.
+const TANGLED: &str = r"
+CREATE SCHEMA app; CREATE SCHEMA lib; CREATE SCHEMA named; CREATE SCHEMA far; CREATE SCHEMA gone;
+CREATE FUNCTION lib.norm(t text) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT pg_catalog.lower(t)';
+CREATE FUNCTION named.helper() RETURNS int LANGUAGE sql AS 'SELECT 1'; CREATE FUNCTION gone.other() RETURNS int LANGUAGE sql AS 'SELECT 2';
+CREATE SEQUENCE far.numbers; CREATE SEQUENCE far.others;
+CREATE TABLE far.parent (at date, what text) PARTITION BY RANGE (at);
+CREATE TABLE app.part PARTITION OF far.parent FOR VALUES FROM ('2024-01-01') TO ('2025-01-01');
+CREATE TABLE app.own (a int DEFAULT 1, b text); INSERT INTO app.own VALUES (1, 'x'), (2, 'y');
+INSERT INTO far.parent SELECT date '2024-01-01' + g, 'w' || g FROM generate_series(1, 50) g;
+CREATE FUNCTION app.stamp() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM named.helper(), nextval('far.numbers'); RETURN NEW; END$$;
+CREATE TRIGGER on_parent BEFORE INSERT ON far.parent FOR EACH ROW EXECUTE FUNCTION app.stamp();
+CREATE TRIGGER on_own BEFORE INSERT ON app.own FOR EACH ROW EXECUTE FUNCTION app.stamp();
+CREATE INDEX part_norm ON app.part (lib.norm(what)); CREATE STATISTICS app.part_norms ON (lib.norm(what)), at FROM app.part;
+CREATE TABLE far.rates (r int); INSERT INTO far.rates VALUES (1);
+CREATE MATERIALIZED VIEW far.share AS SELECT 100 / count(*) AS n FROM far.rates;
+CREATE MATERIALIZED VIEW app.of_far AS SELECT 100 / count(*) AS n FROM far.rates;
+CREATE MATERIALIZED VIEW app.sums AS SELECT 100 / count(*) AS n FROM app.own; CREATE UNIQUE INDEX ON app.sums (n);
+CREATE MATERIALIZED VIEW app.more AS SELECT n + 1 AS n FROM app.sums;
+CREATE MATERIALIZED VIEW app.hollow AS SELECT 1 AS a WITH NO DATA;
+CREATE PUBLICATION everyone FOR TABLE app.own;
+";
+
+#[tokio::test]
+async fn what_goes_is_told_and_what_texts_name_stays() {
+    let place = Place::new("rs_tangled");
+    let database = place.names.create("live", TANGLED).await;
+    std::fs::write(place.path("a.sql"), pg_dump(&database, &[])).unwrap();
+    let restored = place.names.name("restored");
+    place.harness.run(RESTORE, params(&restored, "a.sql", json!({ "schemas": ["app"] }))).await.unwrap();
+    insta::assert_snapshot!("tangled", content(&restored).await.join("\n"));
+    let log = place.harness.journal.log_text();
+    let left: std::collections::BTreeSet<_> =
+        log.lines().filter_map(|line| line.strip_prefix("left out: ")).collect();
+    let left: Vec<_> = left.into_iter().collect();
+    assert_eq!(
+        left,
+        [
+            "the materialized view app.of_far: it needs what is not chosen",
+            "the publication everyone: it is the whole database's",
+            "the trigger on_parent on app.part: it needs what is not chosen",
+        ]
+    );
+    assert_eq!(counted(&restored, "app.part").await, "50");
+    assert_eq!(
+        value(&restored, "SELECT (SELECT n FROM app.sums) || ' ' || (SELECT n FROM app.more)").await.unwrap(),
+        "50 51"
+    );
+    let found = "SELECT to_regclass('app.part_norm')::text || ' ' || (SELECT stxname FROM pg_statistic_ext) || ' ' || \
+                        (SELECT relispopulated FROM pg_class WHERE relname = 'hollow')";
+    assert_eq!(value(&restored, found).await.unwrap(), "app.part_norm part_norms false");
+    // What a trigger's text calls is there.
+    crate::support::sql(&restored, "INSERT INTO app.own VALUES (3, 'z')").await;
+}
+
+#[tokio::test]
+async fn what_goes_is_told_before_it_goes() {
+    let place = Place::new("rs_told");
+    // Its text needs what isn't chosen, as nobody can know before it runs.
+    let broken = "CREATE FUNCTION app.rates() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM far.rates'; \
+                  CREATE MATERIALIZED VIEW app.broken AS SELECT app.rates() AS n;";
+    let database = place.names.create("live", &format!("{TANGLED} {broken}")).await;
+    std::fs::write(place.path("a.sql"), pg_dump(&database, &[])).unwrap();
+    let restored = place.names.name("restored");
+    let params = params(&restored, "a.sql", json!({ "schemas": ["app"] }));
+    let failure = place.harness.run(RESTORE, params).await.unwrap_err();
+    assert!(failure.message.contains("fill app.broken") && failure.message.contains("far.rates"), "{failure}");
+    let said = "left out: the trigger on_parent on app.part: it needs what is not chosen";
+    assert!(place.harness.journal.log_text().contains(said), "{}", place.harness.journal.log_text());
+}
+
+#[tokio::test]
 async fn tables_come_with_all_that_is_theirs() {
     let place = Place::new("rs_tables");
     let database = place.names.create("live", CONTENT).await;

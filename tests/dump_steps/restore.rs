@@ -151,6 +151,78 @@ async fn parts_of_archives() {
 }
 
 #[tokio::test]
+async fn what_policies_and_extensions_need_is_said_first() {
+    let place = Place::new("rs_needs");
+    let (reader, mapped) = (role("rs_reader").await, role("rs_mapped").await);
+    let content = format!(
+        "CREATE TABLE t (a int); ALTER TABLE t ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON t TO {reader} USING (a > 0); \
+         CREATE EXTENSION citext; CREATE EXTENSION postgres_fdw; CREATE SERVER s FOREIGN DATA WRAPPER postgres_fdw; \
+         CREATE USER MAPPING FOR {mapped} SERVER s;"
+    );
+    let database = place.names.create("live", &content).await;
+    let dump = String::from_utf8(pg_dump(&database, &[])).unwrap();
+    std::fs::write(place.path("a.sql"), &dump).unwrap();
+    std::fs::write(place.path("a.dump"), pg_dump(&database, &["-Fc"])).unwrap();
+    std::fs::write(
+        place.path("e.sql"),
+        dump.replace("EXTENSION IF NOT EXISTS citext", "EXTENSION IF NOT EXISTS no_such"),
+    )
+    .unwrap();
+    sql(&database, &format!("DROP TABLE t; DROP SERVER s CASCADE; DROP ROLE {mapped}")).await;
+    let refused = async |path: &str, said: &[&str], help: &str| {
+        let restored = place.names.name("restored");
+        let params = params(&restored, path, json!({ "create": true, "owner": "none" }));
+        let preview = place.harness.preview(RESTORE, params.clone(), &World::default()).await;
+        let told: String = preview.problems.iter().map(|problem| problem.message.as_str()).collect();
+        let failure = place.harness.run(RESTORE, params).await.unwrap_err();
+        assert_eq!(preview.action, Action::Blocked, "{path}: {preview:?}");
+        for said in said {
+            assert!(told.contains(said) && failure.message.contains(said), "{path}: {said}: {told}; {failure}");
+        }
+        assert!(failure.help.unwrap().ends_with(help), "{path}");
+        assert!(!exists(&restored).await && nothing_left(&place).await && place.harness.journal.notes().is_empty());
+    };
+    refused("e.sql", &[mapped.as_str()], "(postgres.restore_globals)").await;
+    sql("postgres", &format!("CREATE ROLE {mapped}; DROP ROLE {reader}")).await;
+    for path in ["a.sql", "a.dump"] {
+        refused(path, &[reader.as_str()], "(postgres.restore_globals)").await;
+    }
+    sql("postgres", &format!("CREATE ROLE {reader}")).await;
+    refused("e.sql", &["needs extensions", "no_such"], "on the server's host").await;
+    let restored = place.names.name("restored");
+    place
+        .harness
+        .run(RESTORE, params(&restored, "a.sql", json!({ "create": true, "owner": "none" })))
+        .await
+        .unwrap();
+    for database in [&database, &restored] {
+        sql(database, &format!("DROP OWNED BY {reader}, {mapped}")).await;
+    }
+    sql("postgres", &format!("DROP ROLE {reader}, {mapped}")).await;
+}
+
+#[tokio::test]
+async fn what_an_interrupted_drop_left_is_dropped_and_filled_anew() {
+    let place = Place::new("rs_invalid");
+    let database = place.names.create("live", CONTENT).await;
+    for (at, content) in [&[] as &[&str], &["--no-blobs"]].into_iter().enumerate() {
+        let place = Place::new("rs_invalid_in");
+        std::fs::write(place.path("a.sql"), pg_dump(&database, content)).unwrap();
+        let restored = place.names.name(&format!("restored{at}"));
+        let params = params(&restored, "a.sql", json!({ "create": true }));
+        place.harness.run_and_kill_at_note(RESTORE, params.clone(), 2).await;
+        let invalid = format!(
+            "UPDATE pg_database SET datconnlimit = -2 WHERE starts_with(datname::text, 'lifeboat_{}')",
+            place.harness.run
+        );
+        sql("postgres", &invalid).await;
+        assert!(!nothing_left(&place).await);
+        place.harness.run(RESTORE, params).await.unwrap();
+        assert!(nothing_left(&place).await);
+    }
+}
+
+#[tokio::test]
 async fn an_empty_database_is_filled_in_one_transaction_and_any_other_is_left_alone() {
     let place = Place::new("rs_empty");
     let database = place.names.create("live", CONTENT).await;

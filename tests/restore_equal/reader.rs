@@ -55,12 +55,17 @@ fn literal() -> impl Strategy<Value = String> {
         text().prop_map(move |text| format!("'{}'", quoted(&text))),
         text().prop_map(move |text| format!("E'{}'", escaped(&text, "\\'"))),
         text().prop_map(move |text| format!("e'{}'", escaped(&text, "''"))),
-        // What follows on another line goes on with it for the server and the reader; psql takes it for a string of its
-        // own, so that only what is the same both ways can be compared.
+        (text(), text()).prop_map(move |(one, other)| format!(
+            "e'{}{}'",
+            escaped(&one, "''"),
+            escaped(&other, "\\'")
+        )),
+        // What follows on another line goes on with it for the server, and is a string of its own for psql: with a
+        // backslash in it the reader refuses it.
         (text(), text()).prop_map(move |(one, other)| format!(
             "E'{}' -- '\n  '{}'",
             escaped(&one, "\\'"),
-            escaped(&other, "''")
+            quoted(&other.replace('\\', ""))
         )),
         (text(), text()).prop_map(move |(one, other)| format!("'{}'\n'{}'", quoted(&one), quoted(&other))),
         text().prop_map(move |text| format!("U&'{}'", quoted(&text.replace('\\', "")))),

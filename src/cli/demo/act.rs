@@ -133,8 +133,8 @@ async fn recover(stage: &Stage, args: &Args, out: &Out, cancel: &CancellationTok
         let twice = parts.len() - parts.iter().map(|(number, _)| number).collect::<BTreeSet<_>>().len();
         out.print(&format!(
             "\n   Of the {} parts that the rows came in, {} were there before the kill and were kept.\n",
-            parts.len() - twice,
-            before.len() - twice
+            parts.len().saturating_sub(twice),
+            before.len().saturating_sub(twice)
         ))?;
     }
     Ok(())

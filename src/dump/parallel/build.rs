@@ -1,5 +1,5 @@
-//! Indexes, keys and foreign keys, several at a time: each statement is its own
-//! transaction, and what an earlier attempt built is known by its name.
+//! Indexes, keys and foreign keys, several at a time: each transaction builds one, or
+//! several of small tables, and what an earlier attempt built is known by its name.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -14,9 +14,6 @@ use super::{Journal, Parallel, Stage, connect};
 use crate::failure::Failure;
 use crate::kill;
 use crate::service::postgres::Session;
-
-/// A table of fewer rows is small: what is built of it takes less than to ask for it.
-const SMALL: u64 = 10_000;
 
 /// How many statements one transaction takes, where tables are small.
 const STATEMENTS: usize = 32;
@@ -54,7 +51,7 @@ impl Batch {
         self.builds.push(build);
     }
 
-    /// Whether it may be done beside another one.
+    /// Whether it can't be done beside another one.
     fn conflicts(&self, other: &Self) -> bool {
         let alone = |batch: &Self| batch.builds.iter().any(|build| build.alone);
         let share = |batch: &Self| batch.builds.iter().all(|build| build.shares);
@@ -66,7 +63,7 @@ impl Batch {
         let mut batches = VecDeque::new();
         let mut small = Self::default();
         for build in builds {
-            if build.rows >= SMALL || build.alone {
+            if !build.is_small() || build.alone {
                 let mut large = Self::default();
                 large.add(build);
                 batches.push_back(large);
@@ -119,7 +116,7 @@ impl<'a> Builder<'a> {
         };
         let (mut made, mut looked_through) = (vec![], vec![]);
         for mut build in builds {
-            if build.rows >= SMALL
+            if !build.is_small()
                 && let Some(look) = build.apart(&partitioned)
             {
                 if self.is_missing(&look, true) {
@@ -198,8 +195,11 @@ async fn build(mut idle: Idle, builds: &[Build], resumed: bool) -> Result<Idle, 
     }
     if builds.len() > 1 {
         let all: Vec<&str> = builds.iter().map(|build| build.statement.text.as_str()).collect();
-        if kill::around("build", session.batch_execute(&all.join("\n"))).await.is_ok() {
-            return Ok(idle);
+        match kill::around("build", session.batch_execute(&all.join("\n"))).await {
+            Ok(()) => return Ok(idle),
+            // One of them is why; not so when the server was told to stop, or is gone.
+            Err(error) if error.code().is_some_and(|code| code.code() != "57014") => {}
+            Err(error) => return Err(session.failure(format!("build {} indexes and keys", all.len()), &error)),
         }
     }
     for build in builds {

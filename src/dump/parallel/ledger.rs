@@ -54,7 +54,7 @@ impl Done {
 /// What the parts of a dump depend on, besides how they are cut. Begins with the form of the parts.
 pub fn identity(sha256: Option<&str>, rules: Rules, choice: Option<&Choice>) -> String {
     let part = choice.map_or_else(String::new, |Choice { schemas, tables, .. }| format!(" {schemas:?} {tables:?}"));
-    format!("1 {} {} {}{part}", sha256.unwrap_or_default(), rules.owners, rules.transaction_timeout)
+    format!("2 {} {} {}{part}", sha256.unwrap_or_default(), rules.owners, rules.transaction_timeout)
 }
 
 /// The ledger of a restore.

@@ -20,7 +20,10 @@ pub enum Task {
     Last(Vec<Statement>),
 }
 
-/// A statement that is a transaction of its own, beside others.
+/// A table of fewer rows is small: what is built of it takes less than to ask for it.
+const SMALL: u64 = 10_000;
+
+/// A statement that may run beside others, in a transaction of its own or with others of small tables.
 #[derive(Debug)]
 pub struct Build {
     /// The statement.
@@ -35,13 +38,18 @@ pub struct Build {
     pub shares: bool,
     /// Whether it must be alone.
     pub alone: bool,
-    /// Rows of its table.
-    pub rows: u64,
+    /// Rows of its table, if they are known.
+    pub rows: Option<u64>,
     /// Whether it is one of those that the restore tells of.
     pub counts: bool,
 }
 
 impl Build {
+    /// Whether its table is known to be small.
+    pub fn is_small(&self) -> bool {
+        self.rows.is_some_and(|rows| rows < SMALL)
+    }
+
     /// Leaves a foreign key's rows unlooked at, and gives the statement that looks through them, unless its tables have
     /// partitions, aren't told by their schemas, or the dump leaves it so itself.
     pub fn apart(&mut self, partitioned: &BTreeSet<(String, String)>) -> Option<Self> {
@@ -113,7 +121,7 @@ pub fn arrange(statements: Vec<Statement>, rows: &BTreeMap<String, u64>) -> Vec<
             }
             Part::Late | Part::Sequence if stretch.foreign.is_empty() => stretch.late.push(statement),
             Part::Late | Part::Sequence => stretch.later.push(statement),
-            Part::InOrder | Part::Attach { .. } | Part::EventTrigger | Part::Unfit(_) => {
+            Part::InOrder | Part::Attach { .. } | Part::Refresh(_) | Part::EventTrigger | Part::Unfit(_) => {
                 std::mem::take(&mut stretch).end(&mut tasks);
                 ordered(&mut tasks, vec![statement]);
             }
@@ -134,7 +142,8 @@ impl Stretch {
     fn end(mut self, tasks: &mut Vec<Task>) {
         if !self.indexes.is_empty() {
             // The longest first, so that none is left alone at the end.
-            self.indexes.sort_by_key(|build| std::cmp::Reverse(build.rows * weight(&build.statement)));
+            self.indexes
+                .sort_by_key(|build| std::cmp::Reverse(build.rows.unwrap_or_default() * weight(&build.statement)));
             tasks.push(Task::Indexes(self.indexes));
         }
         ordered(tasks, self.late);
@@ -168,7 +177,7 @@ fn build(
     rows: &BTreeMap<String, u64>,
 ) -> Build {
     let key = table_name(table.0.as_deref().unwrap_or("public"), &table.1);
-    let rows = rows.get(&key).copied().unwrap_or_default();
+    let rows = rows.get(&key).copied();
     let locks = std::iter::once(table.clone()).chain(refers).collect();
     Build { statement, table, name, locks, shares, alone: false, rows, counts: true }
 }

@@ -159,17 +159,19 @@ impl Splitter {
 }
 
 impl Ear {
-    /// Whether that is a foreign key that refers to rows which aren't loaded, or a comment on one.
+    /// Whether that is a foreign key that refers to rows which aren't loaded, or a comment on one; or fills a
+    /// materialised view, which waits until only what is chosen is there.
     fn leaves_out(&mut self, part: &Part, text: &str) -> bool {
         let Some(choice) = &self.choice else { return false };
         match part {
             Part::ForeignKey { table, name, refers, .. } => {
-                let stays = !choice.names(table) || choice.names(refers);
+                let stays = !choice.names_keys_of(table) || choice.names(refers);
                 if !stays {
                     self.left_out.push((table.clone(), name.clone()));
                 }
                 !stays
             }
+            Part::Refresh(_) => true,
             Part::Late if !self.left_out.is_empty() => {
                 on_constraint(text).is_some_and(|of| self.left_out.contains(&of))
             }

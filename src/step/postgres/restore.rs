@@ -62,7 +62,8 @@ pub struct Restore {
     jobs: Option<u32>,
     /// Only these schemas, with what is in them. Of an archive only that; of a plain dump, which needs
     /// `create`, also what it needs elsewhere but tables (types, functions, extensions, the schema
-    /// `public`). Foreign keys and views that need other schemas' tables are left out, and told.
+    /// `public`). Foreign keys and views that need other schemas' tables are left out, and told; so are
+    /// event triggers, publications and subscriptions, which are the whole database's.
     #[serde(default)]
     schemas: Vec<String>,
     /// Only these tables, as `schema.table`. Of a plain dump, which needs `create`: with partitions,

@@ -42,7 +42,7 @@ impl Restore {
         }
         let system = session.server_facts().await?.system_identifier;
         let name = working_name(cx);
-        let side_by_side = self.side_by_side(proof, version, cx);
+        let side_by_side = self.side_by_side(proof, version, cx)?;
         let mut note = json!({ "system": system, "working": name, "side_by_side": side_by_side.is_some() });
         let done = match &side_by_side {
             Some(way) => way.recall(server, session, &name, proof, cx).await?,
@@ -115,7 +115,14 @@ impl Restore {
                 answered => return answered,
             }
         }
-        session.batch(&attempted, &create("")).await
+        match session.batch(&attempted, &create("")).await {
+            // What the dump is written in, not what it was taken from: the server turns it into its own.
+            Err(failure) if proof.manifest.is_none() && failure.message.contains("22023") => {
+                cx.log(&format!("{failure}: the server's own encoding is used instead\n"));
+                session.batch(&attempted, &format!("CREATE DATABASE {} TEMPLATE template0", ident(name))).await
+            }
+            answered => answered,
+        }
     }
 
     pub(super) async fn give_name(
@@ -202,14 +209,11 @@ impl Restore {
         let watch = watch(cx, proof.object.bytes, "loading");
         let loader = Loader { storage, proof, cancel: &cx.cancel, redactor: &cx.redactor, watch: &watch };
         let psql = server.tool("psql", 0).await;
-        let rules = |psql| Rules {
-            owners: self.owner == Owner::None,
-            restrict: !knows_restrict(psql),
-            transaction_timeout: version.major < 17,
-        };
+        let rules = Rules { owners: self.owner == Owner::None, transaction_timeout: version.major < 17 };
         if proof.format == Format::Plain {
             let psql = psql?;
-            return loader.plain(server.command(&psql, Some(database)), rules(psql.version)).await;
+            let restricted = knows_restrict(psql.version);
+            return loader.plain(server.command(&psql, Some(database)), rules, restricted).await;
         }
         // pg_restore takes a schema's content without the schema.
         let narrowing = self.narrowing();
@@ -221,8 +225,9 @@ impl Restore {
         if !self.create {
             let psql = psql?;
             let command = Command::new(tool.path.to_string_lossy()).args(narrowing).args(without);
-            let rules = rules(psql.version);
-            return loader.archive_in_one(command, server.command(&psql, Some(database)), rules, &schemas).await;
+            let restricted = knows_restrict(psql.version);
+            let psql = server.command(&psql, Some(database));
+            return loader.archive_in_one(command, psql, rules, restricted, &schemas).await;
         }
         server.connect(Some(database)).await?.batch("create the schemas", &schemas).await?;
         let command = server
@@ -282,11 +287,14 @@ impl Restore {
     }
 }
 
+/// Drops what an attempt left, also when this one was cancelled.
 pub(super) async fn drop_working(server: &Server, session: &Session, name: &str) -> Result<(), Failure> {
     let attempted = format!("drop the half-filled database {name}");
-    if session.find_database(name).await?.is_some() {
-        // They would keep it from being dropped.
-        drop_subscriptions(&server.connect(Some(name)).await?).await?;
+    // They would keep it from being dropped. Without any nobody connects: what an interrupted DROP left takes nobody.
+    let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_subscription s \
+                 JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE d.datname = $1)";
+    if session.row(&attempted, sql, &[&name]).await?.get(0) {
+        drop_subscriptions(&server.detached().connect(Some(name)).await?).await?;
     }
     session.batch(attempted, &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(name))).await
 }

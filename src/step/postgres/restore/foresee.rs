@@ -24,21 +24,27 @@ impl Restore {
         roles_will_be: bool,
     ) -> Result<Vec<Failure>, Failure> {
         let mut missing = vec![];
-        if self.owner == Owner::Keep && !roles_will_be {
-            let wanted: Vec<&String> = proof.survey.roles.iter().collect();
+        if !roles_will_be {
+            // Policies name theirs whoever owns the tables.
+            let named = &proof.survey.named_roles;
+            let owners =
+                proof.survey.roles.iter().filter(|role| self.owner == Owner::Keep && !named.contains(*role));
+            let wanted: Vec<&String> = named.iter().chain(owners).collect();
             let sql = "SELECT w FROM unnest($1::text[]) w WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = w) ORDER BY 1";
             let rows = session.rows("look for the dump's roles", sql, &[&wanted]).await?;
             if !rows.is_empty() {
                 let roles: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+                let needed = roles.iter().any(|role| named.contains(role));
                 let message = format!(
-                    "`{}` gives objects to roles that {} doesn't have: {}",
+                    "`{}` gives objects to roles, or has policies for them, that {} doesn't have: {}",
                     self.from.path,
                     self.target,
                     roles.join(", ")
                 );
+                let instead = if needed { "" } else { ", or set `owner: none`" };
                 missing.push(
                     Failure::permanent(message)
-                        .help("create them in a step before (postgres.restore_globals), or set `owner: none`"),
+                        .help(format!("create them in a step before (postgres.restore_globals){instead}")),
                 );
             }
         }

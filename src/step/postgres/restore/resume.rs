@@ -36,20 +36,23 @@ impl Restore {
     }
 
     /// How the dump is loaded over several connections, if it can be.
-    pub(super) fn side_by_side(&self, proof: &Proof, version: Version, cx: &RunCx) -> Option<SideBySide> {
+    pub(super) fn side_by_side(
+        &self,
+        proof: &Proof,
+        version: Version,
+        cx: &RunCx,
+    ) -> Result<Option<SideBySide>, Failure> {
         if proof.format != Format::Plain || !self.create || (self.jobs == Some(1) && self.is_whole()) {
-            return None;
+            return Ok(None);
         }
         if let Some(why) = proof.survey.outline.unfit {
             cx.log(&format!("the dump goes through psql in one transaction: {why}\n"));
-            return None;
+            return Ok(None);
         }
         let jobs = self.connections();
-        let rules =
-            Rules { owners: self.owner == Owner::None, restrict: true, transaction_timeout: version.major < 17 };
-        // That there is such a part was seen when the dump was proven.
-        let choice = self.choice(proof).ok()?.map(Arc::new);
-        Some(SideBySide { jobs, rules, choice })
+        let rules = Rules { owners: self.owner == Owner::None, transaction_timeout: version.major < 17 };
+        let choice = self.choice(proof)?.map(Arc::new);
+        Ok(Some(SideBySide { jobs, rules, choice }))
     }
 }
 
@@ -65,7 +68,8 @@ impl SideBySide {
     ) -> Result<Option<Done>, Failure> {
         let begun = |note: &Value| note["working"] == name && note.get("loaded").is_none();
         let Some(begun) = cx.notes.iter().rposition(|(_, note)| begun(note)) else { return Ok(None) };
-        if cx.notes[begun].1["side_by_side"] != true || session.find_database(name).await?.is_none() {
+        let there = session.find_database(name).await?;
+        if cx.notes[begun].1["side_by_side"] != true || there.is_none_or(|there| there.is_half_dropped()) {
             return Ok(None);
         }
         let since: Vec<_> = cx.notes[begun + 1..].iter().map(|(_, note)| note).collect();
@@ -107,10 +111,7 @@ impl SideBySide {
             journal: Arc::new(journal),
         };
         load.run().await?;
-        for left in load.narrow().await? {
-            cx.log(&format!("left out: {left}\n"));
-        }
-        Ok(())
+        load.narrow().await
     }
 }
 
@@ -123,6 +124,10 @@ struct Notes {
 impl Journal for Notes {
     async fn note(&self, note: Value) -> Result<(), Failure> {
         self.reporter.note(note).await
+    }
+
+    fn left_out(&self, what: &str) {
+        self.reporter.log(&format!("left out: {what}\n"));
     }
 
     fn progress(&self, stage: Stage) {
