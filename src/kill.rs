@@ -5,6 +5,11 @@
 //! is passed, by SIGKILL: no destructor runs, no buffer is flushed. `LIFEBOAT_KILL_TRACE=FILE`
 //! gets a line with the name of each. See `docs/design/kill-harness.md`.
 
+#[cfg(all(feature = "kill-points", not(debug_assertions)))]
+compile_error!(
+    "`kill-points` lets a variable of the environment kill the program: it is for tests, never for a release build"
+);
+
 #[cfg(feature = "kill-points")]
 mod armed {
     use std::fs::OpenOptions;

@@ -7,6 +7,8 @@
 mod bench;
 #[path = "cli/exits.rs"]
 mod exits;
+#[path = "cli/journals.rs"]
+mod journals;
 #[path = "cli/pages.rs"]
 mod pages;
 #[path = "cli/runs.rs"]

@@ -8,6 +8,8 @@ mod backup;
 mod fixture;
 #[path = "recovery/globals.rs"]
 mod globals;
+#[path = "recovery/history.rs"]
+mod history;
 #[path = "recovery/moments.rs"]
 mod moments;
 #[path = "recovery/refusals.rs"]

@@ -207,3 +207,42 @@ async fn redis_own_tls_is_spoken_to() {
     engine["host"] = format!("http://localhost:{port}").into();
     assert!(ask("docker", engine).await.unwrap_err().message.contains("without TLS"));
 }
+
+/// pg_dump speaks TLS by itself, beside Lifeboat's own sessions.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_over_tls_trusts_whom_lifeboat_trusts() {
+    let (authority, foreign) = (Authority::new(), Authority::new());
+    let url = support::postgres_url();
+    let (info, rest) = url.split_once("://").unwrap().1.rsplit_once('@').unwrap();
+    let upstream = rest.split('/').next().unwrap().to_owned();
+    let databases = support::Databases::new("tls_backup");
+    let name = databases.create("db", "CREATE TABLE t (n int); INSERT INTO t VALUES (1)").await;
+    let folder = tempfile::tempdir().unwrap();
+    for (kind, ca, good) in [
+        (Kind::Good, Some(authority.file("ca.pem")), true),
+        (Kind::Good, Some(foreign.file("ca.pem")), false),
+        (Kind::AnotherHost, Some(authority.file("ca.pem")), false),
+        (Kind::Good, None, false),
+    ] {
+        let front = Front::start(&authority, kind, Preamble::Postgres, upstream.clone()).await;
+        let ca = ca.map(|ca| format!("&sslrootcert={}", ca.display())).unwrap_or_default();
+        let url = format!("postgres://{info}@localhost:{}/{name}?sslmode=require{ca}", front.port);
+        let storage = json!({ "storage": { "scheme": "fs", "root": folder.path() } });
+        let harness =
+            Harness::with([("db", support::postgres(&url)), ("backups", serde_json::from_value(storage).unwrap())]);
+        let server = harness.next_attempt().services.postgres("db").unwrap();
+        let dump = server.tool("pg_dump", 0).await.unwrap();
+        let dumped = server.command(&dump, Some(&name)).arg("--schema-only");
+        let dumped = dumped.run(None, harness.services.redactor(), &|_| {}, &harness.cancel).await.unwrap();
+        println!("{kind:?}{ca}: {}", dumped.stderr.text());
+        assert_eq!((dumped.exit.success(), front.decrypted() > 0), (good, good));
+        let said = dumped.stderr.text();
+        assert_eq!(said.contains("certificate") || said.contains("SSL error"), !good, "{said}");
+        let params = json!({
+            "target": "db", "database": name,
+            "to": { "storage": "backups", "path": format!("{}.sql.gz", front.port) },
+        });
+        let backup = harness.run("postgres.backup", params).await;
+        assert_eq!((backup.is_ok(), front.decrypted() > 0), (good, good), "{kind:?}{ca}: {backup:?}");
+    }
+}

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use crate::record::bundle::{self, Bundle, BundleError};
+use crate::record::event::RunStatus;
 use crate::record::proof::Flaw;
 use crate::record::store::{RunFolder, Store};
-use crate::report::evidence::Evidence;
+use crate::report::evidence::{Evidence, Notice};
 use crate::report::next;
 
 use super::Common;
@@ -82,6 +83,34 @@ impl Found {
         })?;
         let held_by =
             holder.map(|known| known.map_or_else(|| "another process".to_owned(), |holder| holder.describe()));
-        Ok(Self { folder, evidence, held_by, torn: contents.torn })
+        let last = contents.records.last().map(|record| record.at);
+        let mut found = Self { folder, evidence, held_by, torn: contents.torn };
+        if let (Some(message), Some(at)) = (found.torn_said(), last) {
+            found.evidence.notices.push(Notice { at, step: None, message });
+        }
+        Ok(found)
+    }
+
+    /// What ended the process that worked on the run last, where the machine's boot tells.
+    pub fn rebooted_said(&self) -> Option<String> {
+        let evidence = &self.evidence;
+        if evidence.status != RunStatus::Running || self.held_by.is_some() {
+            return None;
+        }
+        let resumed = evidence.resumes.last().map(|resume| (resume.at, &resume.by));
+        let undone = evidence.undo.as_ref().map(|undo| (undo.at, &undo.by));
+        let begun = Some((evidence.started_at, &evidence.by));
+        let (_, by) = [begun, resumed, undone].into_iter().flatten().max_by_key(|(at, _)| *at)?;
+        by.is_of_an_earlier_boot()
+            .then(|| format!("this machine was started anew since {} worked on the run", by.describe()))
+    }
+
+    /// What there is to say of a torn last line. A process that works on the run may be writing it just now.
+    pub fn torn_said(&self) -> Option<String> {
+        let bytes = self.torn.filter(|_| self.held_by.is_none())?;
+        Some(format!(
+            "the journal's last line is torn ({bytes} bytes, never acknowledged): nothing came of it, and it is dropped \
+             when the run goes on"
+        ))
     }
 }

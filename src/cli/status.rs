@@ -1,5 +1,6 @@
 //! `lifeboat status`.
 
+use std::fmt::Write as _;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::record::sink::Sink;
 use crate::record::store::{RunFolder, Store};
 use crate::report::evidence::StepEvidence;
 use crate::report::live::{Json, Live};
+use crate::report::text::wrap;
 use crate::report::{next, page};
 
 /// Show where a run stands, and what to do next
@@ -48,7 +50,11 @@ pub fn whole_page(found: &Found, store: &Store, out: &Out) -> String {
     let flags = run_folder::flags(store);
     let actions =
         next::actions(&found.evidence, found.held_by.is_some(), &flags, |step| printed(&found.folder, step));
-    page::page(&found.evidence, Timestamp::now(), found.held_by.as_deref(), &actions, out.paint)
+    let mut text = page::page(&found.evidence, Timestamp::now(), found.held_by.as_deref(), &actions, out.paint);
+    for said in [found.rebooted_said(), found.torn_said()].into_iter().flatten() {
+        let _ = writeln!(text, "\n  {} {}", out.paint.warn("!"), wrap(&said, out.paint.width, 4));
+    }
+    text
 }
 
 /// Whether any attempt of a step left something to read.

@@ -23,6 +23,7 @@ pub mod control;
 mod dispatcher;
 mod error;
 mod guard;
+mod limits;
 pub mod objective;
 pub mod preview;
 mod resume;
@@ -224,7 +225,7 @@ pub async fn resume(
         let copies = steering.and_then(|steering| steering.edit.as_ref()).map(|edit| &edit.copies);
         folder.keep_edited(&change.copy, copies.unwrap_or(&Copies::default()))?;
     }
-    let events = resume::events(cx, plan, &state, resolved, steered, contents.torn);
+    let events = resume::events(cx, plan, &state, resolved, steered, contents.torn_notice());
     for record in &contents.records {
         console.sinks.iter_mut().for_each(|sink| sink.past(record));
     }

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::guard::Guards;
+use super::limits::Limits;
 use super::target::{self, Targets};
 use super::turn::Turns;
 use super::worker::{self, Desk, Job};
@@ -171,7 +172,7 @@ pub(super) async fn resolve(
             attempt: step.attempt,
             since: step.since,
             notes: step.notes.clone(),
-            limits: worker::Limits::fixed(None),
+            limits: Limits::fixed(None),
             cancel: CancellationToken::new(),
         };
         let answer =
@@ -188,10 +189,10 @@ pub(super) fn events(
     state: &RunState,
     resolved: Vec<Resolved>,
     steered: Option<Steered>,
-    torn: Option<u64>,
+    torn: Option<Event>,
 ) -> Vec<Event> {
     let notice = |message: String| Event::Noticed { step: None, message };
-    let mut events: Vec<_> = self::torn(torn).into_iter().collect();
+    let mut events: Vec<_> = torn.into_iter().collect();
     if plan.environment.digest != state.header.environment_digest {
         events.push(notice("the environment is not as it was when the run began".to_owned()));
     }
@@ -202,13 +203,6 @@ pub(super) fn events(
     events.push(Event::RunResumed { by: cx.by.clone(), version, decisions });
     events.extend(then.into_iter().flatten());
     events
-}
-
-/// What is said of a torn last line.
-pub(super) fn torn(bytes: Option<u64>) -> Option<Event> {
-    let bytes = bytes?;
-    let message = format!("the journal's last line was torn ({bytes} bytes, never acknowledged), and dropped");
-    Some(Event::Noticed { step: None, message })
 }
 
 /// What a person is asked when nobody can tell whether a step happened.

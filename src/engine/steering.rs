@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::limits::Limits;
 use super::preview::{self, Ahead};
 use super::turn::Turns;
-use super::worker::{Desk, Job, Limits};
+use super::worker::{Desk, Job};
 use super::{Context, EngineError, resume};
 use crate::ids::StepId;
 use crate::plan::problem::suggest;

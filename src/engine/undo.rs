@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use steps::{PREFIX, steps};
 
 use super::guard::Guards;
+use super::limits::Limits;
 use super::preview::{self, PreviewReport};
 use super::resume::{self, Resolved};
 use super::turn::Turns;
@@ -123,8 +124,9 @@ pub async fn undo(
     };
     let (prepared, guards) = super::unless_stopped(&mut console.controls, prepared).await?;
     let events = match prepared.resolved {
-        Some(resolved) => resume::events(cx, &prepared.whole, &state, resolved, None, contents.torn),
-        None => resume::torn(contents.torn)
+        Some(resolved) => resume::events(cx, &prepared.whole, &state, resolved, None, contents.torn_notice()),
+        None => contents
+            .torn_notice()
             .into_iter()
             .chain([Event::UndoStarted {
                 by: cx.by.clone(),
@@ -293,7 +295,7 @@ async fn decide(
                     attempt: step.attempt,
                     notes: step.notes.clone(),
                     since: step.since,
-                    limits: worker::Limits::fixed(None),
+                    limits: Limits::fixed(None),
                     cancel: CancellationToken::new(),
                 };
                 let answer = worker::ask(job.step.clone(), desk.probe(&job)).await;

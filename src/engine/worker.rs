@@ -15,9 +15,11 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinError;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::guard::Guards;
+use super::limits::{self, Limits};
 use super::target::Targets;
 use crate::failure::Failure;
 use crate::ids::{RunId, StepId};
@@ -25,10 +27,10 @@ use crate::kill;
 use crate::record::event::{ErrorRecord, Outcome, Progress};
 use crate::record::files;
 use crate::record::store::RunFolder;
-use crate::retry::{RetryOn, RetryPolicy};
+use crate::retry::RetryOn;
 use crate::secret::{RedactStream, Redactor};
 use crate::service::Services;
-use crate::service::identity::Identity;
+use crate::service::identity::{self, Identity};
 use crate::step::effect::Effect;
 use crate::step::{AfterKill, Done, Reporter, RunCx, Step};
 use crate::units::Size;
@@ -55,21 +57,6 @@ pub(super) struct Job {
     /// May change while it runs.
     pub(super) limits: watch::Receiver<Limits>,
     pub(super) cancel: CancellationToken,
-}
-
-/// What bounds a step's attempts.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Limits {
-    pub(super) retry: RetryPolicy,
-    /// The bound on one attempt.
-    pub(super) timeout: Option<Duration>,
-}
-
-impl Limits {
-    /// A bound that stays as it is.
-    pub(super) fn fixed(timeout: Option<Duration>) -> watch::Receiver<Self> {
-        watch::channel(Self { retry: RetryPolicy::default(), timeout }).1
-    }
 }
 
 /// What every worker of a run shares.
@@ -116,11 +103,11 @@ pub(super) async fn work(mut job: Job, desk: Desk) {
             Err(Stopped::Cancelled(reason)) => return desk.end(&job, Outcome::Cancelled { reason }, log).await,
             Err(Stopped::Failed(failure)) => failure,
         };
-        let retry = job.limits.borrow().retry.clone();
-        let again = failure.transient || retry.on == RetryOn::Any;
+        let failed = Instant::now();
+        let on = job.limits.borrow().retry.on;
+        let again = failure.transient || on == RetryOn::Any;
         let error = desk.error(failure);
-        let wait = retry.waits(rand::random::<f64>).nth(tried);
-        tried += 1;
+        let wait = limits::wait(&mut job.limits, tried);
         let Some(wait) = wait.filter(|_| again && !job.cancel.is_cancelled()) else {
             return desk.end(&job, Outcome::Failed { error }, log).await;
         };
@@ -129,11 +116,15 @@ pub(super) async fn work(mut job: Job, desk: Desk) {
         if desk.reports.send(report).await.is_err() {
             return;
         }
-        tokio::select! {
-            () = tokio::time::sleep(retry_in) => {}
+        let another = tokio::select! {
+            another = limits::pause(&mut job.limits, failed, retry_in, tried) => another,
             // Nothing is under way between two attempts: it failed, and that is all.
-            () = job.cancel.cancelled() => return desk.end(&job, Outcome::Failed { error }, None).await,
+            () = job.cancel.cancelled() => false,
+        };
+        if !another {
+            return desk.end(&job, Outcome::Failed { error }, None).await;
         }
+        tried += 1;
         job.attempt += 1;
         let (ack, acknowledged) = oneshot::channel();
         let again = Report::Again { at: job.at, attempt: job.attempt, ack };
@@ -240,7 +231,7 @@ async fn attempt(job: &Job, desk: &Desk) -> (Result<Done, Stopped>, Option<Strin
 async fn bounded(job: &Job, desk: &Desk, log: &Arc<Log>) -> Result<Done, Stopped> {
     let timeout = job.limits.borrow().timeout;
     tracing::info!(step = %job.id, attempt = job.attempt, ?timeout, "begins");
-    let begun = tokio::time::Instant::now();
+    let begun = Instant::now();
     let cancel = CancellationToken::new();
     let cx = desk.context(job, "lifeboat", cancel.clone(), log.clone());
     let (step, desk_of_task, at, looking) = (job.step.clone(), desk.clone(), job.at, desk.looking(job));
@@ -253,7 +244,7 @@ async fn bounded(job: &Job, desk: &Desk, log: &Arc<Log>) -> Result<Done, Stopped
         desk_of_task.see(at, &looking, &effects).await?;
         kill::around("step run", step.run(&cx)).await
     });
-    let timeout = expiry(job.limits.clone(), begun);
+    let timeout = limits::expiry(job.limits.clone(), begun);
     let cancelled = tokio::select! {
         result = &mut task => return outcome(result).map_err(Stopped::Failed),
         () = job.cancel.cancelled() => true,
@@ -283,24 +274,6 @@ async fn bounded(job: &Job, desk: &Desk, log: &Arc<Log>) -> Result<Done, Stopped
     }
 }
 
-/// Waits until an attempt that began then is over its bound, which may change meanwhile.
-async fn expiry(mut limits: watch::Receiver<Limits>, begun: tokio::time::Instant) {
-    let mut fixed = false;
-    loop {
-        let timeout = limits.borrow_and_update().timeout;
-        let over = async {
-            match timeout {
-                Some(timeout) => tokio::time::sleep_until(begun + timeout).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = over => return,
-            changed = limits.changed(), if !fixed => fixed = changed.is_err(),
-        }
-    }
-}
-
 fn outcome(result: Result<Result<Done, Failure>, JoinError>) -> Result<Done, Failure> {
     result.unwrap_or_else(|error| Err(defect(&error)))
 }
@@ -325,6 +298,14 @@ impl Desk {
         let seen = self.targets.before(services, effects).await?;
         if seen.is_empty() {
             return Ok(());
+        }
+        for (name, _) in seen.iter().filter(|(_, identity)| identity::is_untold(identity)) {
+            let message = format!(
+                "the role of {name} may not ask who the server is: another one at its address would not be noticed \
+                 (`GRANT EXECUTE ON FUNCTION pg_control_system() TO …`)"
+            );
+            // An error means that the run has stopped already.
+            let _ = self.reports.send(Report::Said { at, message }).await;
         }
         let (ack, acknowledged) = oneshot::channel();
         let stopped = || Failure::permanent("the run has stopped, and takes no note");

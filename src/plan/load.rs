@@ -148,7 +148,13 @@ struct Disk {
 
 impl Files for Disk {
     fn read(&self, path: &Path) -> Result<Vec<u8>, String> {
-        std::fs::read(self.folder.join(path)).map_err(|error| error.to_string())
+        let real = |path: &Path| path.canonicalize().map_err(|error| error.to_string());
+        let folder = if self.folder.as_os_str().is_empty() { Path::new(".") } else { &self.folder };
+        let file = real(&folder.join(path))?;
+        if !file.starts_with(real(folder)?) {
+            return Err("a link leads out of the plan's folder".to_owned());
+        }
+        std::fs::read(file).map_err(|error| error.to_string())
     }
 
     fn shown(&self, path: &Path) -> String {

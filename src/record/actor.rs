@@ -8,6 +8,13 @@ impl Actor {
         Self { user: user(), host: host(), pid: std::process::id(), boot: boot() }
     }
 
+    /// Whether this machine was started anew since: the process can't be there any more, whoever has its number now.
+    pub fn is_of_an_earlier_boot(&self) -> bool {
+        let now = Self::current();
+        let known = |boot: &str| boot != "unknown";
+        self.host == now.host && self.boot != now.boot && known(&self.boot) && known(&now.boot)
+    }
+
     /// `maria@db1 (process 4711)`.
     pub fn describe(&self) -> String {
         format!("{}@{} (process {})", self.user, self.host, self.pid)

@@ -74,7 +74,8 @@ pub enum Event {
         step: String,
         /// The attempt that noted it.
         attempt: u32,
-        /// Of the step type's own making.
+        /// Of the step type's own making. `leaves` in it says of resources how they stand should the attempt be cut
+        /// off after it.
         note: Value,
     },
     /// Who was behind a name when a step came to touch it, or is there after the step replaced it. A resume
@@ -281,7 +282,7 @@ pub struct Actor {
     pub host: String,
     /// The process.
     pub pid: u32,
-    /// The kernel's boot id: a pid of another boot is nobody.
+    /// The kernel's boot id: a process of an earlier boot is gone, which `lifeboat status` says.
     pub boot: String,
 }
 

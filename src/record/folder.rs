@@ -100,9 +100,10 @@ impl RunFolder {
     pub fn answer(&self, step: &str, answer: Answer, now: Timestamp) -> Result<Delivered, StoreError> {
         self.state()?.check_answer(step, &answer).map_err(StoreError::Answer)?;
         match self.open(now) {
-            Ok((mut run, _, state)) => {
+            Ok((mut run, contents, state)) => {
                 state.check_answer(step, &answer).map_err(StoreError::Answer)?;
-                run.journal.append(vec![Event::StepAnswered { step: step.to_owned(), answer }], now)?;
+                let answered = Event::StepAnswered { step: step.to_owned(), answer };
+                run.journal.append(contents.torn_notice().into_iter().chain([answered]).collect(), now)?;
                 Ok(Delivered::Journaled)
             }
             Err(StoreError::Locked { holder, .. }) => {
@@ -117,9 +118,10 @@ impl RunFolder {
     pub fn adjust(&self, adjustment: &Adjustment, now: Timestamp) -> Result<Delivered, StoreError> {
         self.state()?.check_adjustment(&adjustment.step).map_err(StoreError::Refused)?;
         match self.open(now) {
-            Ok((mut run, _, state)) => {
+            Ok((mut run, contents, state)) => {
                 state.check_adjustment(&adjustment.step).map_err(StoreError::Refused)?;
-                run.journal.append(vec![Event::StepAdjusted(Box::new(adjustment.clone()))], now)?;
+                let adjusted = Event::StepAdjusted(Box::new(adjustment.clone()));
+                run.journal.append(contents.torn_notice().into_iter().chain([adjusted]).collect(), now)?;
                 Ok(Delivered::Journaled)
             }
             Err(StoreError::Locked { holder, .. }) => {
@@ -133,12 +135,12 @@ impl RunFolder {
     /// Calls off a run that nobody works on: one that waits for a person gives up its claim, and one whose process
     /// died is known to have stopped. Its status, and whether it was changed.
     pub fn call_off(&self, reason: String, now: Timestamp) -> Result<(RunStatus, bool), StoreError> {
-        let (mut run, _, state) = self.open(now)?;
+        let (mut run, contents, state) = self.open(now)?;
         if !matches!(state.status, RunStatus::Waiting | RunStatus::Paused | RunStatus::Running) {
             return Ok((state.status, false));
         }
         let stopped = Event::RunStopped { status: RunStatus::Cancelled, reason: Some(reason) };
-        run.journal.append(vec![stopped], now)?;
+        run.journal.append(contents.torn_notice().into_iter().chain([stopped]).collect(), now)?;
         Ok((RunStatus::Cancelled, true))
     }
 

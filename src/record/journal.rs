@@ -66,6 +66,16 @@ pub enum JournalError {
         /// What is wrong with it.
         why: String,
     },
+    /// A record is sound, and holds what this version doesn't know.
+    #[error("{}: record {number} holds what this version does not know ({what})", path.display())]
+    Unknown {
+        /// The file.
+        path: PathBuf,
+        /// The record, from 0.
+        number: u64,
+        /// What it is.
+        what: String,
+    },
     /// A later version wrote it.
     #[error("{} has journal format {found}; this version reads up to {FORMAT}", path.display())]
     Newer {
@@ -94,6 +104,15 @@ pub enum JournalError {
     },
 }
 
+impl Contents {
+    /// What is kept of a torn last line that was dropped.
+    pub fn torn_notice(&self) -> Option<Event> {
+        let bytes = self.torn?;
+        let message = format!("the journal's last line was torn ({bytes} bytes, never acknowledged), and dropped");
+        Some(Event::Noticed { step: None, message })
+    }
+}
+
 impl JournalError {
     /// What to do next.
     pub fn help(&self) -> String {
@@ -109,6 +128,11 @@ impl JournalError {
             Self::Damaged { .. } => {
                 "bring the file back from a backup; what happened before the damage is still readable in it, one JSON \
                  record a line"
+                    .to_owned()
+            }
+            Self::Unknown { .. } => {
+                "a later version of Lifeboat wrote it, or it was altered: go on with that version; its `lifeboat audit` \
+                 tells which it is"
                     .to_owned()
             }
             Self::Newer { .. } => "use the version of Lifeboat that wrote it, or a later one".to_owned(),
@@ -219,7 +243,7 @@ pub(super) fn parse_all(bytes: &[u8], path: &Path) -> Result<Contents, JournalEr
             break;
         }
         let number = records.len() as u64;
-        let record = parse(line, number, path)?;
+        let record = parse(line, number, path).map_err(|error| altered(error, line, rest))?;
         if record.prev != head {
             return Err(broken_chain(&record, line, rest, path));
         }
@@ -256,7 +280,7 @@ fn parse(line: &[u8], number: u64, path: &Path) -> Result<Record, JournalError> 
             (0, Some(found)) if found > u64::from(FORMAT) => {
                 return Err(JournalError::Newer { path: path.to_owned(), found });
             }
-            _ => return Err(damaged(error.to_string())),
+            _ => return Err(unknown(&error, number, path).unwrap_or_else(|| damaged(error.to_string()))),
         },
     };
     if record.seq != number {
@@ -272,15 +296,37 @@ fn parse(line: &[u8], number: u64, path: &Path) -> Result<Record, JournalError> 
 
 /// The chain breaks before `record`: it, or the record before it, was altered. The record after it tells which.
 fn broken_chain(record: &Record, line: &[u8], rest: &[u8], path: &Path) -> JournalError {
-    let next = rest.split(|byte| *byte == b'\n').next().filter(|next| !next.is_empty());
-    let next: Option<Record> = next.and_then(|next| serde_json::from_slice(next).ok());
-    let intact = next.is_none_or(|next| next.prev == sha256_hex(line)) && record.seq > 0;
+    let intact = is_vouched_for(line, rest) && record.seq > 0;
     let (number, why) = if intact {
         (record.seq - 1, format!("it is not what record {} was written after", record.seq))
     } else {
         (record.seq, "it does not say which record it was written after".to_owned())
     };
     JournalError::Damaged { path: path.to_owned(), number, why }
+}
+
+/// An event, or a word in one, that a later version brought.
+fn unknown(error: &serde_json::Error, number: u64, path: &Path) -> Option<JournalError> {
+    let said = error.to_string();
+    let word = said.strip_prefix("unknown variant `")?.split('`').next()?;
+    Some(JournalError::Unknown { path: path.to_owned(), number, what: word.to_owned() })
+}
+
+/// What no version wrote, as the record after it was not written after it.
+fn altered(error: JournalError, line: &[u8], rest: &[u8]) -> JournalError {
+    match error {
+        JournalError::Unknown { path, number, what } if !is_vouched_for(line, rest) => {
+            JournalError::Damaged { path, number, why: format!("it holds `{what}`, which no version wrote there") }
+        }
+        error => error,
+    }
+}
+
+/// Whether the next line, if there is one, was written after this one.
+fn is_vouched_for(line: &[u8], rest: &[u8]) -> bool {
+    let next = rest.split(|byte| *byte == b'\n').next().filter(|next| !next.is_empty());
+    let next: Option<Record> = next.and_then(|next| serde_json::from_slice(next).ok());
+    next.is_none_or(|next| next.prev == sha256_hex(line))
 }
 
 fn format_of(line: &[u8]) -> Option<u64> {
@@ -361,6 +407,23 @@ mod tests {
     }
 
     #[test]
+    fn an_event_of_a_later_version_is_told_from_damage() {
+        let (_folder, path, bytes) = written(&MESSAGES);
+        let text = String::from_utf8(bytes).unwrap();
+        let line = |number: usize| text.lines().nth(number).unwrap();
+        // Kept in the chain, as a later version writes it.
+        let later = line(2).replace("noticed", "foretold");
+        let next = line(3).replace(&sha256_hex(line(2).as_bytes()), &sha256_hex(later.as_bytes()));
+        std::fs::write(&path, [line(0), line(1), &later, &next, ""].join("\n")).unwrap();
+        let error = read(&path).unwrap_err();
+        assert!(matches!(&error, JournalError::Unknown { number: 2, what, .. } if what == "foretold"), "{error}");
+        assert!(error.help().contains("later version"), "{}", error.help());
+        // Written over.
+        std::fs::write(&path, text.replacen(line(2), &later, 1)).unwrap();
+        assert!(matches!(read(&path), Err(JournalError::Damaged { number: 2, .. })));
+    }
+
+    #[test]
     fn a_write_that_left_only_zeros_is_torn() {
         let (_folder, path, bytes) = written(&MESSAGES);
         for tail in [&b"\0\0\0\0"[..], b"{\"seq\":5\0\0", b"\0\0\0\n"] {
@@ -383,6 +446,7 @@ mod tests {
             std::fs::write(&path, &bytes).unwrap();
             match read(&path) {
                 Err(JournalError::Damaged { number, .. }) => prop_assert!(number == record, "{number} for {record}"),
+                Err(JournalError::Unknown { number, .. }) => prop_assert!(number == record, "{number} for {record}"),
                 Err(JournalError::Newer { .. }) => prop_assert_eq!(record, 0),
                 other => prop_assert!(false, "{other:?}"),
             }

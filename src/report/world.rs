@@ -112,7 +112,7 @@ impl World {
                 });
                 world.things.push(Thing {
                     resource: effect.resource.clone(),
-                    state: word(effect).to_owned(),
+                    state: cut_off(step, &effect.resource).unwrap_or_else(|| word(effect)).to_owned(),
                     step: step.header.id.clone(),
                     said: said(step),
                     certain,
@@ -173,6 +173,15 @@ fn said(step: &StepState) -> Option<String> {
         Phase::Retrying { .. } => Some("tries again".to_owned()),
         _ => Some("under way, or cut off".to_owned()),
     }
+}
+
+/// How something stands in the middle of an attempt that nobody heard of again, as it noted before.
+fn cut_off<'a>(step: &'a StepState, resource: &str) -> Option<&'a str> {
+    let (attempt, note) = step.notes.iter().rev().find(|(_, note)| note.get("leaves").is_some())?;
+    if *attempt != step.attempt || !step.is_open_ended() {
+        return None;
+    }
+    note["leaves"][resource].as_str()
 }
 
 /// How something stands after an effect.

@@ -14,6 +14,14 @@ use super::{Services, StorageSettings, Target};
 /// What tells a thing from another one: names and values.
 pub type Identity = BTreeMap<String, String>;
 
+/// In place of a server's identity, where the role may not ask for it.
+const UNTOLD: &str = "the role may not ask";
+
+/// Whether nobody can say who is there: another one at its place would not be noticed.
+pub fn is_untold(identity: &Identity) -> bool {
+    identity.get("system_identifier").is_some_and(|value| value == UNTOLD)
+}
+
 /// The bound on asking one target: a server that doesn't answer fails its steps in its own words.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -97,7 +105,7 @@ impl Services {
 
 async fn server_identity(session: &Session) -> Option<Identity> {
     let facts = session.server_facts().await.ok()?;
-    Some(facts.system_identifier.map(|system| one("system_identifier", system)).unwrap_or_default())
+    Some(one("system_identifier", facts.system_identifier.unwrap_or_else(|| UNTOLD.to_owned())))
 }
 
 async fn database_identity(session: &Session, database: &str) -> Option<Identity> {

@@ -46,10 +46,14 @@ impl Drop for Database {
     }
 }
 
-fn psql(database: &str, sql: &str) -> String {
+fn url(database: &str) -> String {
     let url = std::env::var("LIFEBOAT_TEST_POSTGRES").expect("a superuser's URL, as `just services-up` gives one");
     let (server, _) = url.rsplit_once('/').unwrap();
-    let output = Command::new("psql").args(["-qtAX", "-c", sql, &format!("{server}/{database}")]).output().unwrap();
+    format!("{server}/{database}")
+}
+
+fn psql(database: &str, sql: &str) -> String {
+    let output = Command::new("psql").args(["-qtAX", "-c", sql, &url(database)]).output().unwrap();
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
@@ -267,4 +271,56 @@ fn a_running_step_gets_another_timeout_from_another_terminal() {
     assert!(flat(&said).contains("from the next resume on"), "{said}");
     let report = bench.ends(0, &["report"]).stdout();
     assert!(report.contains("`last`: 2 attempts"), "{report}");
+}
+
+const SWAPS: &str = r#"
+lifeboat: 1
+plan: swaps
+steps:
+  swap:
+    postgres.swap_databases: { target: db, live: DB, replacement: DB_made, keep: DB_old }
+  check:
+    postgres.verify: { target: db, database: DB, constraints: true }
+"#;
+
+#[test]
+fn what_a_killed_swap_left_behind_its_fence_is_said() {
+    let db = Database::new("fence");
+    psql("postgres", &db.in_place("CREATE DATABASE DB_made"));
+    let bench = db.bench(SWAPS);
+    // Holds up the renames, and nothing before.
+    let lock = db.in_place("BEGIN; COMMENT ON DATABASE DB IS 'held'; SELECT pg_sleep(600)");
+    let mut holder = Command::new("psql").args(["-qtAX", "-c", &lock, &url("postgres")]).spawn().unwrap();
+    let held = db.in_place("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%DATABASE DB IS ''held''%' AND wait_event = 'PgSleep'");
+    until_told(|| psql("postgres", &held) == "1");
+    let mut run = bench.start(&["run", "plan.yaml", "--env", "test"]);
+    let waiting = db.in_place("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'ALTER DATABASE \"DB\" RENAME%' AND wait_event_type = 'Lock'");
+    until_told(|| psql("postgres", &waiting) == "1");
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let status = flat(&bench.ends(0, &["status"]).stdout());
+    for name in [db.0.clone(), format!("{}_made", db.0)] {
+        let said = format!("database {name} on db may be fenced: takes no connections by swap");
+        assert!(status.contains(&said), "{said}: {status}");
+        let open = format!("SELECT datallowconn FROM pg_database WHERE datname = '{name}'");
+        assert_eq!(psql("postgres", &open), "f");
+    }
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    psql(
+        "postgres",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%IS ''held''%' AND wait_event = 'PgSleep'",
+    );
+    bench.ends(0, &["resume"]);
+    let status = flat(&bench.ends(0, &["status"]).stdout());
+    assert!(!status.contains("fenced"), "{status}");
+    psql("postgres", &db.in_place("DROP DATABASE DB_old"));
+}
+
+fn until_told(mut so: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !so() {
+        assert!(std::time::Instant::now() < deadline, "waited in vain");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
 }

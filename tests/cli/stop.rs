@@ -6,13 +6,13 @@ use serde_json::Value;
 
 use crate::bench::Bench;
 
-/// A step that goes on until the file `go` is there, one after it, and a question beside them.
+/// A step that goes on until the file `go` is there (or the folder is gone: nothing outlives the test), one after it, and a question beside them.
 const GATED: &str = r#"
 lifeboat: 1
 plan: gated
 steps:
   gate:
-    exec: { argv: [sh, -c, "until [ -f go ]; do sleep 0.05; done"], effects: ["change file:scratch"] }
+    exec: { argv: [sh, -c, "until [ -f go ] || [ ! -e $PWD ]; do sleep 0.05; done"], effects: ["change file:scratch"] }
   after:
     exec: { argv: [echo, after], effects: [] }
 finally:
@@ -25,7 +25,7 @@ lifeboat: 1
 plan: asking
 steps:
   gate:
-    exec: { argv: [sh, -c, "until [ -f go ]; do sleep 0.05; done"], effects: [] }
+    exec: { argv: [sh, -c, "until [ -f go ] || [ ! -e $PWD ]; do sleep 0.05; done"], effects: [] }
   agree:
     needs: []
     approve: { message: "May it go on?", by: [ines, omar, lee], quorum: 2 }
@@ -141,4 +141,70 @@ fn a_run_that_goes_on_is_answered_from_another_terminal() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
     let evidence = status(&bench);
     assert_eq!(evidence["steps"][1]["answers"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_run_that_goes_on_is_refused_from_another_terminal() {
+    let bench = Bench::new(&[("asking.yaml", ASKING)]);
+    let mut child = begun(&bench, "asking.yaml");
+    bench.wait_for("agree", "waiting");
+    let run = bench.latest();
+    let stranger = bench.ends(2, &["reject", &run, "agree", "--by", "zoe"]);
+    assert!(stranger.stderr().contains("`zoe` may not answer it"), "{}", stranger.stderr());
+    let told = bench.ends(0, &["reject", &run, "agree", "--by", "lee", "--note", "the wrong backup"]).stdout();
+    assert!(told.contains("takes it in now"), "{told}");
+    bench.wait_for("agree", "failed");
+    let late = bench.ends(2, &["approve", &run, "agree", "--by", "ines"]);
+    assert!(late.stderr().contains("has come to its end"), "{}", late.stderr());
+    go(&bench);
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    let evidence = status(&bench);
+    assert_eq!(evidence["steps"][2]["state"], "not_run", "{evidence}");
+    assert!(evidence["steps"][1].to_string().contains("the wrong backup"), "{evidence}");
+}
+
+/// Fails in a way that may pass until `mended` is there, and has not long to try; then goes on until `go` is there.
+const TRYING: &str = r#"
+lifeboat: 1
+plan: trying
+steps:
+  try:
+    retry: { attempts: 2, delay: 10m, max_delay: 10m, on: any }
+    exec: { argv: [test, -f, mended], effects: [] }
+  gate:
+    timeout: 3s
+    exec: { argv: [sh, -c, "until [ -f go ] || [ ! -e $PWD ]; do sleep 0.05; done"], effects: [] }
+"#;
+
+#[test]
+fn a_step_that_waits_to_try_again_takes_other_limits_at_once() {
+    let bench = Bench::new(&[("trying.yaml", TRYING)]);
+    let began = std::time::Instant::now();
+    let mut child = bench.start(&["run", "trying.yaml"]);
+    bench.wait_for("try", "retrying");
+    let run = bench.latest();
+    std::fs::write(bench.path().join("mended"), "").unwrap();
+    let because = ["--because", "it is mended"];
+    bench.ends(0, &[&["adjust", &run, "try", "--delay", "10ms", "--attempts", "5"], &because[..]].concat());
+    bench.wait_for("gate", "running");
+    // A longer bound keeps alive what runs, past the one that it began with.
+    bench.ends(0, &[&["adjust", &run, "gate", "--timeout", "10m"], &because[..]].concat());
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    bench.wait_for("gate", "running");
+    go(&bench);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(began.elapsed().as_secs() < 120);
+    let evidence = status(&bench);
+    assert_eq!((&evidence["steps"][0]["attempts"], &evidence["steps"][1]["attempts"]), (&2.into(), &1.into()));
+}
+
+#[test]
+fn a_step_that_waits_to_try_again_ends_when_it_has_no_attempt_left() {
+    let bench = Bench::new(&[("trying.yaml", TRYING)]);
+    let mut child = bench.start(&["run", "trying.yaml"]);
+    bench.wait_for("try", "retrying");
+    let run = bench.latest();
+    bench.ends(0, &["adjust", &run, "try", "--attempts", "1", "--because", "no use"]);
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert_eq!(status(&bench)["steps"][0]["attempts"], 1);
 }

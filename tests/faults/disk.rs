@@ -91,3 +91,35 @@ fn a_journal_that_can_not_be_written_stops_the_run_before_its_next_effect() {
     assert!(said.contains("File too large") && said.contains("lines: 2"), "{said}");
     assert_eq!(world(&bench), (STEPS, vec![1]), "{said}");
 }
+
+#[test]
+fn a_sync_that_fails_stops_the_run_before_its_next_effect() {
+    for after in [3, 4] {
+        let bench = bench("true");
+        let program = env!("CARGO_BIN_EXE_lifeboat");
+        // From that many on, each sync of the journal fails, as on a disk that is going.
+        let inject = format!("inject=fdatasync:error=EIO:when={after}+");
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-o", "trace.txt", "-e", "trace=fdatasync", "-e", &inject, "--", program]);
+        command.args(["--state", "state", "run", "lines.yaml"]).current_dir(bench.path()).env("NO_COLOR", "1");
+        let output = command.output().expect("strace");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("Input/output error") && said.contains("lifeboat resume"), "{said}");
+        let trace = std::fs::read_to_string(bench.path().join("trace.txt")).unwrap();
+        assert_eq!(trace.matches("(INJECTED)").count(), 1, "nothing more is written after it: {trace}");
+
+        // What was announced by the write whose sync failed did not happen.
+        let run = std::fs::read_dir(bench.path().join("state/runs")).unwrap().next().unwrap().unwrap().path();
+        let journal = std::fs::read_to_string(run.join("journal.jsonl")).unwrap();
+        let started = journal.lines().filter(|line| line.contains("\"type\":\"step_started\"")).count();
+        let announced = journal.lines().last().is_some_and(|line| line.contains("\"type\":\"step_started\""));
+        let lines = std::fs::read_to_string(bench.path().join("world")).unwrap_or_default().lines().count();
+        assert_eq!(lines, started - usize::from(announced), "{journal}");
+
+        bench.ends(0, &["--state", "state", "resume"]);
+        bench.ends(0, &["--state", "state", "audit"]);
+        let (all, twice) = world(&bench);
+        assert!(all == STEPS && twice.len() <= 1, "{twice:?}");
+    }
+}

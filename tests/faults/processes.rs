@@ -17,7 +17,7 @@ steps:
   first:
     exec: { argv: [sh, -c, 'echo first >> world'], effects: ["change file:world"] }
   gate:
-    exec: { argv: [sh, -c, 'until test -e go; do sleep 0.05; done'], effects: [] }
+    exec: { argv: [sh, -c, 'until test -e go || test ! -e $PWD; do sleep 0.05; done'], effects: [] }
     interrupted: rerun
   last:
     exec: { argv: [sh, -c, 'echo last >> world'], effects: ["change file:world"] }
@@ -122,4 +122,48 @@ fn after_the_machine_started_anew_the_old_process_is_nobody() {
     open_the_gate(&bench);
     bench.ends(0, &["resume"]);
     assert_eq!(world(&bench), "first\nlast\n");
+}
+
+/// Writes into a database, then goes on when `go` is there.
+const WRITES: &str = r#"
+lifeboat: 1
+plan: writes
+targets: { db: postgres }
+steps:
+  write:
+    postgres.execute: { target: db, database: DB, sql: "INSERT INTO public.t VALUES (1)" }
+  gate:
+    exec: { argv: [sh, -c, 'until test -e go || test ! -e $PWD; do sleep 0.05; done'], effects: [] }
+"#;
+
+#[tokio::test]
+async fn two_laptops_do_not_change_one_database() {
+    let databases = crate::support::Databases::new("laptops");
+    let name = databases.create("app", "CREATE TABLE t (id int)").await;
+    let plan = WRITES.replace("DB", &name);
+    let environment = "lifeboat: 1\nenvironment: test\ntargets:\n  \
+                       db: { postgres: { url: \"{{ env.LIFEBOAT_TEST_POSTGRES }}\" } }\n";
+    let laptop = || Bench::new(&[("writes.yaml", &plan), ("environments/test.yaml", environment)]);
+    let (first, second) = (laptop(), laptop());
+    let run = ["run", "writes.yaml", "--env", "test"];
+    let mut holder = first.start(&run);
+    first.wait_for("gate", "running");
+    let who = format!("postgres:db/{name} is being changed by run {}", first.latest());
+    for stopped in [false, true] {
+        if stopped {
+            signal(&holder, Signal::SIGSTOP);
+        }
+        let refused = second.run(&run);
+        // Lines are broken behind hyphens as well.
+        let said = refused.all().split_whitespace().collect::<Vec<_>>().join(" ").replace("- ", "-");
+        assert!(matches!(refused.code(), Some(1 | 3 | 5)) && said.contains(&who), "{who}: {said}");
+        let rows = crate::support::value(&name, "SELECT count(*) FROM t").await.unwrap();
+        assert_eq!(rows, "1", "the second changed nothing: {said}");
+    }
+    signal(&holder, Signal::SIGCONT);
+    open_the_gate(&first);
+    assert_eq!(holder.wait().unwrap().code(), Some(0));
+    open_the_gate(&second);
+    second.ends(0, &run);
+    assert_eq!(crate::support::value(&name, "SELECT count(*) FROM t").await.unwrap(), "2");
 }

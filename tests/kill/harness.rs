@@ -213,7 +213,7 @@ fn go(case: &Case, kills: &[usize]) -> Result<Went, String> {
     let mut passed = Vec::new();
     let mut told = String::new();
     let mut locked = 0;
-    let begin = ["run", "plan.yaml", "--env", "world.yaml", "--yes", "--jobs", "1", "--run-id"];
+    let begin = ["run", "plan.yaml", "--env", "world.yaml", "--yes", "--jobs", case.jobs, "--run-id"];
     if case.way == Way::Undo {
         let (output, _) = world.lifeboat(&[begin.as_slice(), &[&run]].concat(), None);
         if !matches!(output.status.code(), Some(0 | 1)) {
@@ -238,7 +238,7 @@ fn go(case: &Case, kills: &[usize]) -> Result<Went, String> {
         let kill = kills.get(turn).copied().filter(|at| *at > 0);
         let go_on = if case.way == Way::Resume { "resume" } else { "undo" };
         let (output, points) = if has_begun(&world, &run) {
-            world.lifeboat(&[go_on, &run, "--yes", "--jobs", "1"], kill)
+            world.lifeboat(&[go_on, &run, "--yes", "--jobs", case.jobs], kill)
         } else {
             world.lifeboat(&[begin.as_slice(), &[&run]].concat(), kill)
         };
@@ -319,7 +319,16 @@ fn end(case: &Case, world: &World, run: &str, report: &Value, passed: Vec<Vec<St
         }
         steps.insert(id.to_owned(), json!({ "state": step["state"], "outputs": outputs }));
     }
-    let report = json!({ "status": report["status"], "steps": steps });
+    // What the run says that it left, in whichever order it came to it.
+    let things = report["world"]["things"].as_array().unwrap().iter();
+    let left: BTreeMap<_, _> = things
+        .map(|thing| {
+            let how = json!({ "state": thing["state"], "step": thing["step"], "certain": thing["certain"] });
+            (thing["resource"].as_str().unwrap().replace('/', "|"), how)
+        })
+        .collect();
+    let no_return = &report["world"]["no_return"];
+    let report = json!({ "status": report["status"], "steps": steps, "left": left, "no_return": no_return });
     let end = End { report: same(world, run, &report), world: same(world, run, &world.look(case)) };
     Ok(Went { end, passed })
 }

@@ -120,6 +120,45 @@ fn a_swap_happens_once_killed_twice() {
     twice(&SWAP, 25);
 }
 
+#[test]
+fn a_swap_happens_once_killed_in_the_resume() {
+    every_point_of_the_resume(&SWAP, "sql ALTER: after", 12);
+}
+
+/// Counters in databases of their own, all raised at once, and one that waits for all.
+const WIDE: Case = Case {
+    name: "side by side",
+    set: |world| WIDTH.iter().for_each(|part| world.create(part, TABLES)),
+    plan: |world| {
+        let raise = |part: &str, needs: Value| {
+            json!({
+                "needs": needs,
+                "postgres.execute": {
+                    "target": "db", "database": world.name(part), "sql": "UPDATE public.counters SET n = n + 1",
+                },
+            })
+        };
+        let mut steps: serde_json::Map<_, _> =
+            WIDTH.iter().map(|part| ((*part).to_owned(), raise(part, json!([])))).collect();
+        steps.insert("then".to_owned(), raise(WIDTH[0], json!(WIDTH)));
+        json!({ "steps": steps })
+    },
+    jobs: "4",
+    ..Case::PLAIN
+};
+
+const WIDTH: [&str; 4] = ["east", "north", "south", "west"];
+
+#[test]
+fn steps_side_by_side_happen_once_each() {
+    every_point(&WIDE, 12);
+}
+
+#[test]
+fn steps_side_by_side_happen_once_each_killed_twice() {
+    twice(&WIDE, 24);
+}
+
 /// Backups to a folder and a bucket, read back, copied, pruned, restored.
 const BACKUPS: Case = Case {
     name: "backups",
@@ -210,4 +249,9 @@ fn backups_are_whole_or_not_there() {
 #[test]
 fn backups_are_whole_or_not_there_killed_twice() {
     twice(&BACKUPS, 90);
+}
+
+#[test]
+fn backups_are_whole_or_not_there_killed_in_the_resume() {
+    every_point_of_the_resume(&BACKUPS, "storage: a piece", 60);
 }

@@ -27,6 +27,8 @@ pub struct Case {
     pub may_ask: &'static [&'static str],
     /// How many worlds a core has at once: more than one, where a plan waits for most of its time.
     pub waits: usize,
+    /// How many steps run side by side (`--jobs`).
+    pub jobs: &'static str,
     /// What its run comes to.
     pub way: Way,
 }
@@ -41,6 +43,7 @@ impl Case {
         varying: &[],
         may_ask: &[],
         waits: 1,
+        jobs: "1",
         way: Way::Resume,
     };
 

@@ -59,6 +59,39 @@ fn a_called_plan_lies_in_the_plans_folder() {
 }
 
 #[test]
+fn no_link_leads_a_called_plan_out_of_the_plans_folder() {
+    let inside = "lifeboat: 1\nplan: inside\nsteps:\n  x:\n    exec: { argv: [echo, inside], effects: [] }\n";
+    for called in ["link.yaml", "folder/secret.yaml"] {
+        let bench = Bench::new(&[
+            ("plans/paths.yaml", &plan(&format!("  call:\n    plan.run: {{ file: {called} }}\n"))),
+            ("outside/secret.yaml", "lifeboat: 1\nplan: what-a-file-holds\nsteps: [what-a-file-holds]\n"),
+            ("plans/real/inside.yaml", inside),
+        ]);
+        let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, bench.path().join(name)).unwrap();
+        link("../outside/secret.yaml", "plans/link.yaml");
+        link("../outside", "plans/folder");
+        for command in ["check", "show", "run"] {
+            let ran = bench.run(&[command, "plans/paths.yaml"]);
+            assert_ne!(ran.code(), Some(0), "{command} {called}: {}", ran.all());
+            assert!(!ran.all().contains("what-a-file-holds"), "{}", ran.all());
+        }
+        let said = bench.ends(2, &["check", "plans/paths.yaml"]).all();
+        let said = said.replace('│', " ").split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains("a link leads out of the plan's folder"), "{said}");
+        // One that stays below it is followed, from a folder that is a link itself.
+        link("real/inside.yaml", "plans/in.yaml");
+        link("plans", "linked");
+        let steps = plan("  call:\n    plan.run: { file: in.yaml }\n").replace("targets: { store: storage }\n", "");
+        std::fs::write(bench.path().join("plans/in-use.yaml"), steps).unwrap();
+        bench.ends(0, &["check", "linked/in-use.yaml"]);
+        bench.ends(0, &["run", "linked/in-use.yaml"]);
+        let beside =
+            bench.command(&["check", "in-use.yaml"]).current_dir(bench.path().join("plans")).output().unwrap();
+        assert!(beside.status.success(), "{beside:?}");
+    }
+}
+
+#[test]
 fn plans_read_neither_files_nor_the_environment() {
     for template in [
         "{{ file 'secret.txt' }}",

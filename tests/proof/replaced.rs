@@ -190,3 +190,100 @@ fn a_bucket_at_another_endpoint() {
     environment(&bench, &place("http://127.0.0.1:2"));
     refused(&bench, &["storage:backups is not what this run began on", "its endpoint was http://127.0.0.1:1"]);
 }
+
+#[test]
+fn a_redis_at_another_address() {
+    let place = |port: u16| json!({ "cache": { "redis": { "url": format!("redis://127.0.0.1:{port}/0") } } });
+    let bench = bench("  look:\n    redis.check: { target: cache }\n", "{ cache: redis }", &place(1));
+    begin(&bench);
+    environment(&bench, &place(2));
+    refused(&bench, &["redis:cache is not what this run began on", "its address was", "127.0.0.1:1"]);
+}
+
+#[tokio::test]
+async fn a_database_that_is_replaced_between_two_steps_of_one_run() {
+    let databases = Databases::new("between");
+    let name = databases.create("app", "CREATE TABLE t (id int)").await;
+    let insert =
+        format!("postgres.execute: {{ target: db, database: {name}, sql: \"INSERT INTO public.t VALUES (1)\" }}");
+    let steps = format!(
+        "  look:\n    {insert}\n  gate:\n    exec: {{ argv: [sh, -c, \"until [ -f go ] || [ ! -e $PWD ]; do sleep 0.05; done\"], \
+         effects: [] }}\n  again:\n    {insert}\n"
+    );
+    let bench = bench(&steps, "{ db: postgres }", &json!({ "db": { "postgres": { "url": postgres_url() } } }));
+    let child = bench.start(&["run", "guarded.yaml", "--env", "test", "--no-preflight"]);
+    bench.wait_for("gate", "running");
+    sql("postgres", &format!("DROP DATABASE {name} WITH (FORCE)")).await;
+    sql("postgres", &format!("CREATE DATABASE {name}")).await;
+    sql(&name, "CREATE TABLE t (id int)").await;
+    std::fs::write(bench.path().join("go"), "").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let report = bench.ends(0, &["report", "--format", "json"]).stdout();
+    let words = format!("nothing was touched: postgres:db/{name} is not what this run began on");
+    assert!(report.contains(&words), "{report}");
+    assert_eq!(crate::support::value(&name, "SELECT count(*) FROM t").await.unwrap(), "0");
+}
+
+#[test]
+fn an_undo_refuses_another_container_and_leaves_it_when_told_to() {
+    let name = crate::support::unique("undone").replace('_', "-");
+    let host = std::env::var("LIFEBOAT_TEST_DOCKER").unwrap();
+    let docker = |arguments: &[&str]| {
+        let output = Command::new("docker").args(["-H", &host]).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let make = |verb: &str| {
+        let image = "lifeboat-test/busybox:1";
+        let trap = "trap 'exit 0' TERM; while :; do /bin/busybox sleep 0.05; done";
+        let mut arguments = verb.split(' ').collect::<Vec<_>>();
+        arguments.extend(["--network", "none", "--name", &name, image, "/bin/busybox", "sh", "-c", trap]);
+        docker(&arguments);
+    };
+    make("run -d");
+    let steps = format!(
+        "  touch:\n    exec: {{ argv: [touch, made], effects: [\"change file:made\"] }}\n    \
+         undo: {{ exec: {{ argv: [rm, made], effects: [\"change file:made\"] }} }}\n  \
+         look:\n    allow: [never_started]\n    because: a test\n    \
+         container.stop: {{ target: docker, container: {name} }}\n    \
+         undo: {{ container.start: {{ target: docker, container: {name}, wait: started }} }}\n"
+    );
+    let bench = bench(&steps, "{ docker: docker }", &json!({ "docker": { "docker": { "host": host } } }));
+    begin(&bench);
+    docker(&["rm", "-f", &name]);
+    make("create");
+    let ran = bench.ends(3, &["undo"]);
+    let said = ran.stderr().split_whitespace().collect::<Vec<_>>().join(" ");
+    for word in [&format!("container:docker/{name} is not what this run began on"), "its id was", "--leave"] {
+        assert!(said.contains(word), "{word} is not in {said}");
+    }
+    let running = || docker(&["inspect", "-f", "{{.State.Running}}", &name]);
+    assert_eq!(running(), "false", "it was not started");
+    bench.ends(0, &["undo", "--leave", "look", "--because", "it is another one"]);
+    assert_eq!(running(), "false");
+    assert!(!bench.path().join("made").exists(), "the rest is taken back");
+    let status = bench.ends(0, &["status"]).stdout();
+    assert!(status.contains("it is another one"), "{status}");
+    docker(&["rm", "-f", &name]);
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_say_who_it_is_is_told_of() {
+    let databases = Databases::new("untold");
+    // The right is a database's own.
+    let name = databases.create("app", "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM public").await;
+    let role = crate::support::unique("untold_role");
+    sql("postgres", &format!("CREATE ROLE {role} LOGIN PASSWORD 'untold-password'")).await;
+    let url = crate::support::url_with(&postgres_url(), Some((&role, "untold-password")), &name);
+    let target = json!({ "db": { "postgres": { "url": url, "maintenance_database": name } } });
+    let bench = bench(LOOK, "{ db: postgres }", &target);
+    begin(&bench);
+    let report = bench.ends(0, &["report", "--format", "json"]).stdout();
+    assert!(report.contains("the role of postgres:db may not ask who the server is"), "{report}");
+    // Once it may, nothing is taken for another server.
+    sql(&name, &format!("GRANT EXECUTE ON FUNCTION pg_control_system() TO {role}")).await;
+    mended(&bench);
+    sql(&name, &format!("DROP OWNED BY {role}")).await;
+    sql("postgres", &format!("DROP ROLE {role}")).await;
+}

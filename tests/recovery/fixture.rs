@@ -62,6 +62,12 @@ impl Stage {
         until("the WAL is archived", || async { file.exists() }).await;
     }
 
+    /// Another step's harness, on the same cluster and the one beside it.
+    pub fn other_step(&self) -> Harness {
+        let side = self.harness.services.target("side").unwrap().clone();
+        Harness::with([("db", postgres(&self.url)), ("side", side)])
+    }
+
     pub fn archive(&self) -> PathBuf {
         self.cluster.archive()
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use tempfile::TempDir;
 
 /// What a certificate is.
@@ -32,6 +32,8 @@ impl Authority {
     pub fn new() -> Self {
         let authority = Self { folder: tempfile::tempdir().unwrap() };
         let mut params = CertificateParams::new(vec![]).unwrap();
+        // Names of their own: OpenSSL takes a certificate that bears its issuer's for a self-signed one.
+        params.distinguished_name.push(DnType::CommonName, "the authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let certificate = params.self_signed(&key).unwrap();

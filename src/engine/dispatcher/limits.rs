@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use super::Dispatcher;
 use crate::engine::EngineError;
-use crate::engine::worker::Limits;
+use crate::engine::limits::Limits;
 use crate::record::event::Event;
 use crate::record::steering::Adjustment;
 

@@ -18,6 +18,7 @@ mod people;
 mod reports;
 
 use super::guard::Guards;
+use super::limits::Limits;
 use super::objective::Earlier;
 use super::target::Targets;
 use super::turn::Turns;
@@ -83,7 +84,7 @@ struct Dispatcher<'a> {
     declined: bool,
     durations: Earlier,
     /// The limits of the steps that run.
-    limits: HashMap<usize, tokio::sync::watch::Sender<worker::Limits>>,
+    limits: HashMap<usize, tokio::sync::watch::Sender<Limits>>,
     warned: bool,
 }
 

@@ -22,6 +22,8 @@ impl Dispatcher<'_> {
             }
             Report::Seen { at, seen, ack } => {
                 for (target, identity) in seen {
+                    // A name may be an input's, and that a secret: it is not recognised again then.
+                    let target = self.desk.redactor.redact(&target).into_owned();
                     self.emit(Event::TargetSeen { step: self.id(at), target, identity })?;
                 }
                 self.batch.after.extend(ack.map(After::Acknowledge));

@@ -37,7 +37,9 @@ impl Expander<'_> {
                 source.and_then(|source| parse::plan(source, &mut self.problems)).map(Arc::new)
             }
             Err(why) => {
-                let help = "the file is looked for beside the calling plan".to_owned();
+                let help = "the file is looked for beside the calling plan; it lies in the folder of the plan that is run, \
+                            or below it"
+                    .to_owned();
                 let message = format!("can't read the plan {}: {why}", self.files.shown(&path));
                 Collector { source: &file.source, problems: &mut self.problems }.value(
                     &pointer,

@@ -4,6 +4,7 @@ use tokio_postgres::Row;
 
 use super::session::Session;
 use super::tool::Version;
+use super::wal::Lsn;
 use crate::failure::Failure;
 
 /// What identifies a server.
@@ -15,6 +16,15 @@ pub struct ServerFacts {
     pub version: Version,
     /// Whether it is a standby or recovers: nothing can be written then.
     pub in_recovery: bool,
+}
+
+/// Where a server's history stands. What goes on from here has the same timeline, and a position no smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// The timeline: a promotion and a recovery to a moment begin a new one.
+    pub timeline: u32,
+    /// How far its WAL is on its disk: a crash doesn't lead back behind it.
+    pub lsn: Lsn,
 }
 
 /// What the connecting role may do.
@@ -121,6 +131,25 @@ impl Session {
             version: Version::from_num(row.get::<_, i32>(0).unsigned_abs()),
             in_recovery: row.get(1),
         })
+    }
+
+    /// Where this server's history stands; `None` for a standby, which follows another's.
+    ///
+    /// # Errors
+    /// When it doesn't answer, or the role may not ask.
+    pub async fn moment(&self) -> Result<Option<Moment>, Failure> {
+        let sql = "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_flush_lsn()) END, \
+                          CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn()::text END";
+        let row = self.row("ask where the server's history stands", sql, &[]).await?;
+        let (Some(file), Some(lsn)) = (row.get::<_, Option<&str>>(0), row.get::<_, Option<&str>>(1)) else {
+            return Ok(None);
+        };
+        // A WAL file is named by timeline, then position.
+        let timeline = file.get(..8).and_then(|timeline| u32::from_str_radix(timeline, 16).ok());
+        match (timeline, lsn.parse()) {
+            (Some(timeline), Ok(lsn)) => Ok(Some(Moment { timeline, lsn })),
+            _ => Err(Failure::permanent(format!("the server says that its history is at {lsn} in {file}"))),
+        }
     }
 
     /// What the connecting role may do.

@@ -128,14 +128,20 @@ impl Server {
     /// A command that runs `tool` on `database`: where and as whom to connect is in its
     /// environment, and nothing that the operator's shell sets for psql sends it elsewhere.
     pub fn command(&self, tool: &Tool, database: Option<&str>) -> Command {
-        self.tool_env(database)
+        self.tool_env(tool.version.major, database, system_authorities())
             .into_iter()
             .fold(Command::new(tool.path.to_string_lossy()), |command, (name, value)| command.env(name, value))
             .env("LC_ALL", "C.UTF-8")
     }
 
     /// The environment that tells libpq where and as whom to connect. Holds the password.
-    fn tool_env(&self, database: Option<&str>) -> Vec<(&'static str, OsString)> {
+    /// `system` is the file of the authorities that this machine trusts.
+    fn tool_env(
+        &self,
+        major: u32,
+        database: Option<&str>,
+        system: Option<PathBuf>,
+    ) -> Vec<(&'static str, OsString)> {
         let address = &self.address;
         let mut env: Vec<(&'static str, OsString)> = vec![
             ("PGHOST", address.host().into()),
@@ -145,17 +151,16 @@ impl Server {
             ("PGAPPNAME", self.label().into()),
             ("PGCONNECT_TIMEOUT", "10".into()),
         ];
-        // libpq's own `require` verifies nothing, and what it trusts without a file is nobody.
-        let authorities = address.tls.root_cert.clone().or_else(system_authorities);
-        let mode = match (address.tls.mode, &authorities) {
-            (Mode::Require, Some(_)) => Mode::VerifyFull,
-            (mode, _) => mode,
-        };
+        // libpq's own `require` verifies nothing.
+        let mode = if address.tls.mode == Mode::Require { Mode::VerifyFull } else { address.tls.mode };
+        // Where the system keeps its authorities elsewhere, libpq finds them from 16 on; an older one refuses to connect.
+        let elsewhere = (mode == Mode::VerifyFull && major >= 16).then(|| PathBuf::from("system"));
+        let authorities = address.tls.root_cert.clone().or(system).or(elsewhere);
         env.push(("PGSSLMODE", mode.as_str().into()));
         if let Some(password) = address.config.get_password() {
             env.push(("PGPASSWORD", String::from_utf8_lossy(password).into_owned().into()));
         }
-        if let (Some(file), Mode::Require | Mode::VerifyCa | Mode::VerifyFull) = (authorities, mode) {
+        if let (Some(file), Mode::VerifyCa | Mode::VerifyFull) = (authorities, mode) {
             env.push(("PGSSLROOTCERT", file.into()));
         }
         if let Some((cert, key)) = &address.tls.client_cert {
@@ -175,7 +180,12 @@ fn system_authorities() -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::secret::Redactor;
+    use crate::service::tls_testing::Tls;
+    use crate::service::{Services, Target};
 
     #[test]
     fn versions_are_read_from_what_tools_print() {
@@ -193,5 +203,42 @@ mod tests {
         let newest = find("pg_dump", None, 0).await.unwrap();
         let failure = find("pg_dump", None, newest.version.major + 80).await.unwrap_err();
         assert!(failure.message.contains("older than the server"), "{failure}");
+    }
+
+    /// What libpq is told of TLS: mode and authorities.
+    fn told(query: &str, major: u32, system: Option<&str>) -> (String, Option<String>) {
+        let settings = serde_json::json!({ "url": format!("postgres://u:p@db.test/app{query}") });
+        let target = Target::Postgres(serde_json::from_value(settings).unwrap());
+        let services = Services::new(BTreeMap::from([("db".to_owned(), target)]), Redactor::default());
+        let env = services.postgres("db").unwrap().tool_env(major, None, system.map(PathBuf::from));
+        let find = |name| env.iter().find(|(other, _)| *other == name);
+        let text = |name| find(name).map(|(_, value)| value.to_string_lossy().into_owned());
+        (text("PGSSLMODE").unwrap(), text("PGSSLROOTCERT"))
+    }
+
+    #[test]
+    fn tools_verify_what_lifeboat_verifies() {
+        let file = "/etc/ssl/ca.crt";
+        let tls = Tls::new();
+        let its = tls.file("ca.pem").display().to_string();
+        let own = &format!("?sslmode=require&sslrootcert={its}");
+        for (query, major, system, mode, authorities) in [
+            ("", 15, Some(file), "verify-full", Some(file)),
+            ("?sslmode=require", 15, Some(file), "verify-full", Some(file)),
+            // An older libpq finds no authority then, and refuses.
+            ("?sslmode=require", 15, None, "verify-full", None),
+            ("?sslmode=require", 16, None, "verify-full", Some("system")),
+            (own, 15, None, "verify-full", Some(its.as_str())),
+            (own, 16, Some(file), "verify-full", Some(its.as_str())),
+            ("?sslmode=verify-full", 15, Some(file), "verify-full", Some(file)),
+            ("?sslmode=verify-full", 16, None, "verify-full", Some("system")),
+            ("?sslmode=verify-ca", 16, Some(file), "verify-ca", Some(file)),
+            ("?sslmode=verify-ca", 16, None, "verify-ca", None),
+            ("?sslmode=prefer", 16, Some(file), "prefer", None),
+            ("?sslmode=disable", 16, Some(file), "disable", None),
+        ] {
+            let expected = (mode.to_owned(), authorities.map(str::to_owned));
+            assert_eq!(told(query, major, system), expected, "{query} {major} {system:?}");
+        }
     }
 }

@@ -11,7 +11,7 @@ use super::world::Fact;
 use super::{Certainty, Findings, Preview, PreviewCx, RunCx};
 use crate::failure::Failure;
 use crate::ids::StepId;
-use crate::service::postgres::facts::{Activity, Database, TransactionStatus};
+use crate::service::postgres::facts::{Activity, Database};
 use crate::service::postgres::{Server, Session, name_parts, session_prefix};
 use crate::units::Size;
 
@@ -234,41 +234,6 @@ fn same_server(note: &Value, system: Option<&str>) -> Result<(), String> {
             Err(format!("the target is another server now: the attempt ran on the cluster {noted}, this is {now}"))
         }
         _ => Ok(()),
-    }
-}
-
-/// What became of a noted transaction (`{ "system": …, "transaction": "1234" }`).
-enum Fate {
-    Committed,
-    Aborted,
-    Unknown(String),
-}
-
-async fn fate(session: &Session, note: &Value, system: Option<&str>) -> Result<Fate, Failure> {
-    if let Err(why) = same_server(note, system) {
-        return Ok(Fate::Unknown(why));
-    }
-    let Some(id) = note["transaction"].as_str() else { return Ok(Fate::Aborted) };
-    let deadline = Instant::now() + SESSIONS_GONE;
-    loop {
-        match session.transaction_status(id).await {
-            Ok(TransactionStatus::Committed) => return Ok(Fate::Committed),
-            Ok(TransactionStatus::Aborted) => return Ok(Fate::Aborted),
-            Ok(TransactionStatus::Forgotten) => {
-                return Ok(Fate::Unknown(format!(
-                    "transaction {id} is so old that the server keeps no record of it"
-                )));
-            }
-            Ok(TransactionStatus::InProgress) if Instant::now() > deadline => {
-                return Err(Failure::transient(format!(
-                    "transaction {id} of an earlier attempt is still in progress"
-                )));
-            }
-            Ok(TransactionStatus::InProgress) => tokio::time::sleep(POLL).await,
-            Err(failure) if failure.transient => return Err(failure),
-            // "transaction ID is in the future": a cluster that was recovered to an earlier point.
-            Err(failure) => return Ok(Fate::Unknown(failure.message)),
-        }
     }
 }
 

@@ -1,11 +1,16 @@
 //! A transaction that is applied exactly once, over kills and lost answers.
 //!
-//! Its id is in the journal before the commit; afterwards the server says what became of it.
+//! Its id is in the journal before the commit; afterwards the server says what became of it. Two things would have it
+//! answer for another transaction: a crash that loses the id before the server has it on disk, so that it gives it out
+//! again, and a way back in time (a base backup, a snapshot). So the id is made durable first, and where the server's
+//! history stood is noted with it.
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
-use super::{Fate, end_leftovers, fate, transaction_note};
+use super::{POLL, SESSIONS_GONE, end_leftovers, same_server, transaction_note};
 use crate::failure::Failure;
+use crate::service::postgres::facts::{Moment, TransactionStatus};
 use crate::service::postgres::{Server, Session};
 use crate::step::{AfterKill, Done, RunCx};
 use crate::units::Duration;
@@ -78,7 +83,15 @@ impl Transaction {
             },
             Err(failure) => return self.roll_back(failure).await,
         };
-        let note = transaction_note(self.system.as_deref(), &self.id, applied.clone());
+        let mut note = transaction_note(self.system.as_deref(), &self.id, applied.clone());
+        match self.keep_id(cx).await {
+            Ok(Some(Moment { timeline, lsn })) => {
+                note["timeline"] = json!(timeline);
+                note["lsn"] = json!(lsn.to_string());
+            }
+            Ok(None) => {}
+            Err(failure) => return self.roll_back(failure).await,
+        }
         cx.note(note.clone()).await?;
         let Err(failure) = self.session.batch(format!("commit: {}", self.attempted), "COMMIT").await else {
             return Ok(applied);
@@ -91,6 +104,25 @@ impl Transaction {
             Fate::Committed => Ok(applied),
             Fate::Aborted => Err(failure),
             Fate::Unknown(why) => Err(failure.help(why)),
+        }
+    }
+
+    /// Has the server put the id on its disk: a later one is committed there. Says where its history stands then;
+    /// nothing where the role may not ask.
+    async fn keep_id(&self, cx: &RunCx) -> Result<Option<Moment>, Failure> {
+        let attempted = format!("have the server keep the transaction's id: {}", self.attempted);
+        let beside = self.server.connect(Some(&self.database)).await?;
+        let kept = async {
+            beside.batch(&attempted, "SET synchronous_commit = local").await?;
+            beside.row(&attempted, "SELECT pg_logical_emit_message(true, 'lifeboat', '')::text", &[]).await?;
+            beside.moment().await
+        };
+        match kept.await {
+            Err(failure) if !failure.transient => {
+                cx.log(&format!("{}\n", failure.message));
+                Ok(None)
+            }
+            kept => kept,
         }
     }
 
@@ -149,6 +181,73 @@ async fn earlier(cx: &RunCx, session: &Session, system: Option<&str>) -> Result<
         }
     }
     Ok(Earlier::DidNot)
+}
+
+/// What became of a noted transaction (`{ "system": …, "transaction": "1234", "timeline": …, "lsn": … }`).
+enum Fate {
+    Committed,
+    Aborted,
+    Unknown(String),
+}
+
+async fn fate(session: &Session, note: &Value, system: Option<&str>) -> Result<Fate, Failure> {
+    if let Err(why) = same_server(note, system) {
+        return Ok(Fate::Unknown(why));
+    }
+    let Some(id) = note["transaction"].as_str() else { return Ok(Fate::Aborted) };
+    if let Some(why) = same_history(session, note).await? {
+        return Ok(Fate::Unknown(why));
+    }
+    let deadline = Instant::now() + SESSIONS_GONE;
+    loop {
+        match session.transaction_status(id).await {
+            Ok(TransactionStatus::Committed) => return Ok(Fate::Committed),
+            Ok(TransactionStatus::Aborted) => return Ok(Fate::Aborted),
+            Ok(TransactionStatus::Forgotten) => {
+                return Ok(Fate::Unknown(format!(
+                    "transaction {id} is so old that the server keeps no record of it"
+                )));
+            }
+            Ok(TransactionStatus::InProgress) if Instant::now() > deadline => {
+                return Err(Failure::transient(format!(
+                    "transaction {id} of an earlier attempt is still in progress"
+                )));
+            }
+            Ok(TransactionStatus::InProgress) => tokio::time::sleep(POLL).await,
+            Err(failure) if failure.transient => return Err(failure),
+            // "transaction ID is in the future": a cluster that was recovered to an earlier point.
+            Err(failure) => return Ok(Fate::Unknown(failure.message)),
+        }
+    }
+}
+
+/// Why the server's history may not be the one that the note belongs to. Ids are given out anew after a way back.
+async fn same_history(session: &Session, note: &Value) -> Result<Option<String>, Failure> {
+    let timeline = note["timeline"].as_u64().and_then(|timeline| u32::try_from(timeline).ok());
+    let lsn = note["lsn"].as_str().and_then(|lsn| lsn.parse().ok());
+    // Journals of before have none.
+    let (Some(timeline), Some(lsn)) = (timeline, lsn) else { return Ok(None) };
+    let then = Moment { timeline, lsn };
+    let now = match session.moment().await {
+        Ok(Some(now)) => now,
+        Ok(None) => return Ok(Some("the server is a standby or recovers now".to_owned())),
+        Err(failure) if failure.transient => return Err(failure),
+        Err(failure) => return Ok(Some(failure.message)),
+    };
+    Ok(if now.timeline != then.timeline {
+        Some(format!(
+            "the server's history took another turn since: its timeline was {}, and is {} now; it was promoted, or \
+             recovered to an earlier point",
+            then.timeline, now.timeline
+        ))
+    } else if now.lsn < then.lsn {
+        Some(format!(
+            "the server was put back to before the attempt: its WAL was at {}, and is at {} now",
+            then.lsn, now.lsn
+        ))
+    } else {
+        None
+    })
 }
 
 /// Rows and other numbers in a note.

@@ -5,6 +5,8 @@
 //! carried over and the reopening are one transaction, so there is no state between. What
 //! is carried over is in [`carry`], the preview in [`foresee`]. Until that transaction, giving up reopens the fence.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -57,12 +59,18 @@ impl StepType for SwapDatabases {
     }
 }
 
+/// How a database stands behind the fence.
+const FENCED: &str = "fenced: takes no connections";
+
 /// What an attempt notes before it closes the fence: who is who, and how the doors stood.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Noted {
     system: Option<String>,
     live: Door,
     replacement: Door,
+    /// What stands of both should the attempt be cut off behind the fence.
+    #[serde(default)]
+    leaves: BTreeMap<String, String>,
 }
 
 /// A database by its oid, and whether it took connections before.
@@ -135,7 +143,9 @@ impl Step for SwapDatabases {
             let before = doors.iter().find(|door| door.oid == database.oid).copied();
             before.unwrap_or(Door { oid: database.oid, open: database.allow_connections })
         };
-        let note = Noted { system, live: door(&live), replacement: door(&replacement) };
+        let leaves = [&self.live, &self.replacement]
+            .map(|name| (Resource::database(&self.target, name).to_string(), FENCED.to_owned()));
+        let note = Noted { system, live: door(&live), replacement: door(&replacement), leaves: leaves.into() };
         cx.note(json!(note)).await?;
         match self.fence_and_swap(cx, &session, &note, (&live, &replacement), &kept).await {
             Ok(()) => Ok(self.done(&kept)),
