@@ -55,7 +55,7 @@ impl Batch {
     fn conflicts(&self, other: &Self) -> bool {
         let alone = |batch: &Self| batch.builds.iter().any(|build| build.alone);
         let share = |batch: &Self| batch.builds.iter().all(|build| build.shares);
-        alone(self) || alone(other) || (!(share(self) && share(other)) && !self.locks.is_disjoint(&other.locks))
+        alone(self) || alone(other) || !(share(self) && share(other) || self.locks.is_disjoint(&other.locks))
     }
 
     /// Small tables' builds together, in their order; all others by themselves.

@@ -204,8 +204,8 @@ impl Current {
     fn rows(&mut self, rest: Vec<u8>) -> Rows {
         let data = std::mem::replace(&mut self.held, rest);
         let Copy { text, table, line, .. } = &self.copy;
-        let (text, table, _whole) = (text.clone(), table.clone(), self.whole.clone());
-        Rows { text, table, line: *line, data: data.into(), _whole }
+        let (text, table) = (text.clone(), table.clone());
+        Rows { text, table, line: *line, data: data.into(), _whole: self.whole.clone() }
     }
 }
 

@@ -1,5 +1,8 @@
 //! Filling a database with a proven dump, so that it is whole or not there.
 
+use std::pin::pin;
+
+use futures::future::{Either, select};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -218,8 +221,8 @@ impl Restore {
         // pg_restore takes a schema's content without the schema.
         let narrowing = self.narrowing();
         let schemas = narrowing.iter().filter_map(|option| option.strip_prefix("--schema="));
-        let schemas: String =
-            schemas.map(|schema| format!("CREATE SCHEMA IF NOT EXISTS {};\n", ident(schema))).collect();
+        let schemas = schemas.map(|schema| format!("CREATE SCHEMA IF NOT EXISTS {};\n", ident(schema)));
+        let schemas = schemas.collect::<Vec<_>>().concat();
         let tool = server.tool("pg_restore", version.major).await?;
         let without = if self.owner == Owner::None { &["--no-owner", "--no-acl"][..] } else { &[] };
         if !self.create {
@@ -242,9 +245,11 @@ impl Restore {
         if jobs <= 1 && proof.format == Format::Custom {
             return loader.archive_in_order(command).await;
         }
-        tokio::select! {
-            loaded = loader.archive_side_by_side(command, jobs) => loaded,
-            failure = self.watch_archive(server, proof, database, cx) => Err(failure),
+        let watched = pin!(self.watch_archive(server, proof, database, cx));
+        let loaded = pin!(loader.archive_side_by_side(command, jobs));
+        match select(loaded, watched).await {
+            Either::Left((loaded, _)) => loaded,
+            Either::Right((failure, _)) => Err(failure),
         }
     }
 
