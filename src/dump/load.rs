@@ -212,7 +212,7 @@ impl Loader<'_> {
         let mut process = command.start(false, self.redactor)?;
         let drained = drain(&mut process);
         let (finished, ()) = tokio::join!(process.wait(self.cancel), drained);
-        ended_well("pg_restore", &finished?, self.redactor)?;
+        ended_well("pg_restore", &finished?, self.redactor).map_err(by_jobs)?;
         if copy.is_none() {
             // pg_restore read it itself: it must still be what was proven.
             let mut again = self.open().await?;
@@ -304,6 +304,15 @@ fn by_line(failure: Failure) -> Failure {
 /// A `\restrict` before the dump's first line, which stays the first.
 fn restrict() -> String {
     format!("\\restrict {:032x} \\\\", rand::random::<u128>())
+}
+
+/// `pg_restore`'s own jobs may lock each other out: a partition's key and its attachment, say.
+fn by_jobs(failure: Failure) -> Failure {
+    if !failure.message.contains("deadlock detected") {
+        return failure;
+    }
+    let failure = Failure { transient: true, ..failure };
+    failure.help("its connections waited for each other: try again, or leave `jobs` out")
 }
 
 /// Whether a `psql` knows `\restrict`, which newer dumps begin with.

@@ -361,7 +361,8 @@ async fn a_backup_that_the_storage_damages_is_read_back_and_removed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restore_whose_body_is_cut_comes_through_or_goes_on() {
     let names = Databases::new("s3_body");
-    let database = names.create("live", &format!("{CONTENT} {LARGE}")).await;
+    // Without large objects: those keep a dump from being taken apart.
+    let database = names.create("live", LARGE).await;
     let bucket = bucket("body").await;
     let backup = json!({ "target": "db", "database": database, "to": { "storage": "store", "path": "a.sql" } });
     harness_of(&bucket, &endpoint()).run("postgres.backup", backup).await.unwrap();

@@ -40,7 +40,7 @@ impl Server {
         let data = server.data();
         let made = Command::new("install").args(["-d", "-o", "postgres", "-m", "700"]).arg(&data).status();
         assert!(made.unwrap().success());
-        server.call("initdb", &["-D", &data, "-A", "trust", "-U", "postgres", "--no-sync"]);
+        Self::call("initdb", &["-D", &data, "-A", "trust", "-U", "postgres", "--no-sync"]);
         server.start();
         server
     }
@@ -49,7 +49,7 @@ impl Server {
         self.folder.path().join("data").to_str().unwrap().to_owned()
     }
 
-    fn call(&self, program: &str, arguments: &[&str]) {
+    fn call(program: &str, arguments: &[&str]) {
         let mut command = Command::new("runuser");
         command.args(["-u", "postgres", "--"]).arg(tool(program)).args(arguments).current_dir("/");
         let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
@@ -59,12 +59,12 @@ impl Server {
     fn start(&self) {
         let options = format!("-p {} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''", self.port);
         let log = format!("{}/log", self.data());
-        self.call("pg_ctl", &["-D", &self.data(), "-o", &options, "-l", &log, "-w", "start"]);
+        Self::call("pg_ctl", &["-D", &self.data(), "-o", &options, "-l", &log, "-w", "start"]);
     }
 
     /// As if its machine had lost power: nothing is written any more.
     fn die(&self) {
-        self.call("pg_ctl", &["-D", &self.data(), "-m", "immediate", "-w", "stop"]);
+        Self::call("pg_ctl", &["-D", &self.data(), "-m", "immediate", "-w", "stop"]);
     }
 
     fn url(&self, database: &str) -> String {

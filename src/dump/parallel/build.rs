@@ -55,7 +55,8 @@ impl Batch {
     fn conflicts(&self, other: &Self) -> bool {
         let alone = |batch: &Self| batch.builds.iter().any(|build| build.alone);
         let share = |batch: &Self| batch.builds.iter().all(|build| build.shares);
-        alone(self) || alone(other) || !(share(self) && share(other) || self.locks.is_disjoint(&other.locks))
+        let apart = self.locks.is_disjoint(&other.locks) || (share(self) && share(other));
+        alone(self) || alone(other) || !apart
     }
 
     /// Small tables' builds together, in their order; all others by themselves.
