@@ -179,8 +179,8 @@ async fn an_archive_that_changes_while_it_is_loaded_is_refused() {
         let script = script.replace(place.folder.path().to_str().unwrap(), other.folder.path().to_str().unwrap());
         let tool = tools.path().join("pg_restore");
         let whole = std::fs::read_to_string(&tool).unwrap();
-        let head: String = whole.lines().take(3).map(|line| format!("{line}\n")).collect();
-        std::fs::write(&tool, format!("{head}{script}\n")).unwrap();
+        let head: Vec<_> = whole.lines().take(3).collect();
+        std::fs::write(&tool, format!("{}\n{script}\n", head.join("\n"))).unwrap();
         let restored = match more.get("create") {
             Some(_) => other.names.name("new"),
             None => other.names.create("empty", "").await,
