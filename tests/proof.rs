@@ -11,6 +11,8 @@
 #[path = "cli/bench.rs"]
 #[allow(dead_code, reason = "shared with the tests of the command line")]
 mod bench;
+#[path = "proof/every_type.rs"]
+mod every_type;
 #[path = "proof/evidence.rs"]
 mod evidence;
 #[path = "proof/modes.rs"]

@@ -24,6 +24,7 @@ mod dispatcher;
 mod error;
 mod guard;
 mod limits;
+mod notes;
 pub mod objective;
 pub mod preview;
 mod resume;

@@ -171,7 +171,7 @@ pub(super) async fn resolve(
             step: turns.step(at).map_err(undecided)?,
             attempt: step.attempt,
             since: step.since,
-            notes: step.notes.clone(),
+            notes: (&step.notes).into(),
             limits: Limits::fixed(None),
             cancel: CancellationToken::new(),
         };

@@ -405,7 +405,7 @@ fn job(at: usize, planned: &PlannedStep, step: &StepState, rendered: Arc<dyn cra
         step: rendered,
         attempt: step.attempt,
         since: step.since,
-        notes: step.notes.clone(),
+        notes: (&step.notes).into(),
         limits: Limits::fixed(planned.timeout.map(crate::units::Duration::std)),
         cancel: tokio_util::sync::CancellationToken::new(),
     }

@@ -293,7 +293,7 @@ async fn decide(
                     id: planned.id.clone(),
                     step: turns.step(at).map_err(|failure| undecided(planned, failure))?,
                     attempt: step.attempt,
-                    notes: step.notes.clone(),
+                    notes: (&step.notes).into(),
                     since: step.since,
                     limits: Limits::fixed(None),
                     cancel: CancellationToken::new(),

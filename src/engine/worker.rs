@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::guard::Guards;
 use super::limits::{self, Limits};
+use super::notes::Notes;
 use super::target::Targets;
 use crate::failure::Failure;
 use crate::ids::{RunId, StepId};
@@ -53,7 +54,7 @@ pub(super) struct Job {
     pub(super) attempt: u32,
     /// The first attempt that counts.
     pub(super) since: u32,
-    pub(super) notes: Vec<(u32, Value)>,
+    pub(super) notes: Notes,
     /// May change while it runs.
     pub(super) limits: watch::Receiver<Limits>,
     pub(super) cancel: CancellationToken,
@@ -370,11 +371,12 @@ impl Desk {
             attempt: job.attempt,
             since: job.since,
             services: self.services.for_attempt(&label, cancel.clone()),
-            notes: job.notes.clone(),
+            notes: job.notes.now(),
             reporter: Arc::new(Wire {
                 at: job.at,
                 id: job.id.clone(),
                 attempt: job.attempt,
+                notes: job.notes.clone(),
                 desk: self.clone(),
                 log,
             }),
@@ -389,6 +391,7 @@ struct Wire {
     at: usize,
     id: StepId,
     attempt: u32,
+    notes: Notes,
     desk: Desk,
     log: Arc<Log>,
 }
@@ -399,12 +402,14 @@ impl Reporter for Wire {
         kill::point("note: before");
         let note = self.desk.redactor.redact_json(note);
         let (ack, acknowledged) = oneshot::channel();
-        let report = Report::Noted { at: self.at, attempt: self.attempt, note, ack };
+        let report = Report::Noted { at: self.at, attempt: self.attempt, note: note.clone(), ack };
         let stopped = || Failure::permanent("the run has stopped, and takes no note");
         self.desk.reports.send(report).await.map_err(|_| stopped())?;
         let kept = acknowledged.await.map_err(|_| stopped())?;
         kill::point("note: acknowledged");
-        kept
+        kept?;
+        self.notes.add(self.attempt, note);
+        Ok(())
     }
 
     fn progress(&self, progress: Progress) {

@@ -87,6 +87,9 @@ async fn proxy(fault: impl Fn(usize) -> Fault + Send + Sync + 'static) -> (Strin
                         tokio::time::sleep(Duration::from_secs(2)).await;
                         let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
                     }
+                    Fault::Half => {
+                        let _ = half(&mut client, &mut server).await;
+                    }
                     Fault::CutRequest(bytes) => {
                         let (mut reads, mut writes) = client.split();
                         let (mut answers, mut asks) = server.split();
@@ -166,6 +169,8 @@ enum Fault {
     Damage(usize),
     /// The first request with these words is carried out, and its answer lost.
     LoseAnswer(&'static str, Arc<AtomicUsize>),
+    /// Half of each large body, as if it were all: with a length that fits.
+    Half,
 }
 
 /// Every row of a restored database is as the backup's manifest says: several connections change their order.
@@ -173,6 +178,45 @@ async fn same_rows(bucket: &str, restored: &str) {
     let against = json!({ "storage": "store", "path": "a.sql" });
     let params = json!({ "target": "db", "database": restored, "against": against });
     harness_of(bucket, &endpoint()).run("postgres.verify_rows", params).await.unwrap();
+}
+
+/// Hands one answer on, and of a large body the first half.
+async fn half(client: &mut TcpStream, server: &mut TcpStream) -> Option<()> {
+    let mut asked = vec![];
+    while !asked.windows(4).any(|window| window == b"\r\n\r\n") {
+        (client.read_buf(&mut asked).await.ok()? > 0).then_some(())?;
+    }
+    server.write_all(&asked).await.ok()?;
+    let mut answer = vec![];
+    let head = loop {
+        (server.read_buf(&mut answer).await.ok()? > 0).then_some(())?;
+        if let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") {
+            break end + 4;
+        }
+    };
+    let mut body = answer.split_off(head);
+    let head = String::from_utf8(answer).ok()?;
+    let length =
+        |line: &str| line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse::<usize>().ok();
+    let whole = head.lines().find_map(length).unwrap_or(0);
+    let has_body = asked.starts_with(b"GET");
+    while has_body && body.len() < whole {
+        (server.read_buf(&mut body).await.ok()? > 0).then_some(())?;
+    }
+    let large = has_body && whole > 100_000;
+    let told = if large { whole / 2 } else { whole };
+    body.truncate(told);
+    let head: String = head
+        .lines()
+        .filter(|line| !line.to_ascii_lowercase().starts_with("connection:") && !line.is_empty())
+        .map(|line| match length(line) {
+            Some(_) => format!("Content-Length: {told}\r\n"),
+            None => format!("{line}\r\n"),
+        })
+        .collect();
+    client.write_all(format!("{head}Connection: close\r\n\r\n").as_bytes()).await.ok()?;
+    client.write_all(&body).await.ok()?;
+    client.shutdown().await.ok()
 }
 
 const LARGE: &str = "CREATE TABLE large AS SELECT g AS id, md5(g::text) || md5((g+1)::text) AS noise FROM generate_series(1, 250000) g;";
@@ -234,6 +278,72 @@ async fn connections_that_break_are_tried_again() {
     store.read("x.bin").await.unwrap().read_to_end(&mut back).await.unwrap();
     assert!(back == content);
     assert!(connections.load(Ordering::SeqCst) > 5);
+}
+
+/// Two harnesses on one bucket: as it is, and through faults.
+async fn both(
+    test: &str,
+    fault: impl Fn(usize) -> Fault + Send + Sync + 'static,
+) -> (Harness, Harness, Arc<AtomicUsize>) {
+    let sound = harness(test, &endpoint()).await;
+    let (through, connections) = proxy(fault).await;
+    let lifeboat::service::Target::Storage(mut settings) = sound.services.target("store").unwrap().clone() else {
+        panic!("a storage")
+    };
+    settings.settings.insert("endpoint".to_owned(), through);
+    let store = lifeboat::service::Target::Storage(settings);
+    (sound, Harness::with([("db", postgres(&postgres_url())), ("store", store)]), connections)
+}
+
+#[tokio::test]
+async fn bodies_that_are_cut_in_their_middle_are_read_on() {
+    let (sound, harness, connections) = both("cut", |_| Fault::CutAnswer(6 << 20)).await;
+    let names = Databases::new("s3_cut");
+    let database = names.create("live", &format!("{CONTENT} {LARGE}")).await;
+    let backup = json!({ "target": "db", "database": database, "to": { "storage": "store", "path": "d/a.sql" } });
+    sound.run("postgres.backup", backup).await.unwrap();
+    let mut whole = vec![];
+    let read = async |harness: &Harness, into: &mut Vec<u8>| {
+        let store = harness.services.storage("store").unwrap();
+        store.read("d/a.sql").await.unwrap().read_to_end(into).await.unwrap();
+    };
+    read(&sound, &mut whole).await;
+    assert!(whole.len() > 16 << 20);
+    let mut back = vec![];
+    read(&harness, &mut back).await;
+    assert!(back == whole);
+    let before = connections.load(Ordering::SeqCst);
+    assert!(before >= 3, "it was cut");
+
+    let restored = names.name("restored");
+    let params = json!({ "target": "db", "database": restored, "create": true, "from": { "storage": "store", "path": "d/a.sql" } });
+    harness.run("postgres.restore", params).await.unwrap();
+    assert_eq!(likeness(&restored), likeness(&database));
+    let copy = json!({ "from": { "storage": "store", "path": "d/a.sql" }, "to": { "storage": "store", "path": "d/b.sql" } });
+    harness.run("storage.copy", copy).await.unwrap();
+    sound.run("storage.verify", json!({ "target": "store", "path": "d/b.sql" })).await.unwrap();
+    assert!(connections.load(Ordering::SeqCst) >= before + 4, "they were cut as well");
+}
+
+#[tokio::test]
+async fn half_a_body_that_looks_whole_is_not_taken_for_the_object() {
+    let (sound, harness, _) = both("half", |_| Fault::Half).await;
+    let names = Databases::new("s3_half");
+    let database = names.create("live", LARGE).await;
+    let backup = json!({ "target": "db", "database": database, "to": { "storage": "store", "path": "a.sql.gz" } });
+    sound.run("postgres.backup", backup).await.unwrap();
+    let from = json!({ "storage": "store", "path": "a.sql.gz" });
+    let restored = names.name("restored");
+    for (step, params) in [
+        ("storage.verify", json!({ "target": "store", "path": "a.sql.gz", "checksum": true })),
+        ("storage.copy", json!({ "from": from, "to": { "storage": "store", "path": "b.sql.gz" } })),
+        ("postgres.restore", json!({ "target": "db", "database": restored, "create": true, "from": from })),
+    ] {
+        let ended = tokio::time::timeout(Duration::from_mins(2), harness.run(step, params)).await.unwrap();
+        println!("{step}: {ended:?}");
+        assert!(ended.is_err(), "{step}");
+    }
+    assert!(sound.services.storage("store").unwrap().stat("b.sql.gz").await.unwrap().is_none(), "no half a copy");
 }
 
 #[tokio::test]

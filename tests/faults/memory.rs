@@ -35,8 +35,9 @@ fn dump(path: &Path, long: usize) -> u64 {
     }
     out.write_all(rows.as_bytes()).unwrap();
     out.write_all(b"\\.\n\n\nCOPY public.long (id, pad) FROM stdin;\n1\t").unwrap();
+    let mebibyte = vec![b'x'; 1 << 20];
     for _ in 0..long {
-        out.write_all(&[b'x'; 1 << 20]).unwrap();
+        out.write_all(&mebibyte).unwrap();
     }
     out.write_all(b"\n\\.\n\n\n--\n-- PostgreSQL database dump complete\n--\n\n").unwrap();
     out.flush().unwrap();

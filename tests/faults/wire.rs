@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
+use crate::bench::Bench;
 use crate::support::{Databases, Harness, postgres_url, sql, value};
 
 /// When a connection is lost, of the first one on which the words come by.
@@ -56,16 +57,24 @@ where
 
 /// An address that leads to the tests' PostgreSQL, over a wire that is cut `times` times.
 async fn postgres_through(words: &'static str, lost: Lost, times: usize) -> (String, Arc<AtomicUsize>) {
+    postgres_away(words, lost, times, 0).await
+}
+
+/// The same; after the last cut so many connections are refused.
+async fn postgres_away(words: &'static str, lost: Lost, times: usize, away: usize) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let url = postgres_url();
     let server = url.rsplit_once('@').unwrap().1.split('/').next().unwrap().to_owned();
     let cuts = Arc::new(AtomicUsize::new(0));
-    let counted = cuts.clone();
+    let (counted, refused) = (cuts.clone(), Arc::new(AtomicUsize::new(0)));
     let through = url.replace(&server, &format!("127.0.0.1:{port}"));
     tokio::spawn(async move {
         loop {
             let (mut client, _) = listener.accept().await.unwrap();
+            if counted.load(Ordering::SeqCst) >= times && refused.fetch_add(1, Ordering::SeqCst) < away {
+                continue;
+            }
             let mut server = TcpStream::connect(&server).await.unwrap();
             let counted = counted.clone();
             tokio::spawn(async move {
@@ -110,6 +119,25 @@ async fn a_commit_whose_answer_is_lost_is_asked_for_and_not_made_again() {
         assert_eq!(cuts.load(Ordering::SeqCst), 1, "the wire was cut");
         assert_eq!(value(&database, "SELECT n FROM counter").await.unwrap(), "1");
     }
+}
+
+/// A commit that took effect, an answer that is lost, and a server that can't be asked before the next attempt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_can_not_be_asked_for_at_once_is_asked_for_before_the_next_attempt() {
+    let names = Databases::new("fa_away");
+    let database = names.create("db", "CREATE TABLE counter (n int); INSERT INTO counter VALUES (0)").await;
+    let (url, cuts) = postgres_away("COMMIT", Lost::After, 1, 2).await;
+    let plan = format!(
+        "lifeboat: 1\nplan: count\ntargets: {{ db: postgres }}\nsteps:\n  raise:\n    \
+         retry: {{ attempts: 9, delay: 200ms, factor: 1 }}\n    postgres.execute: {{ target: db, database: {database}, \
+         sql: UPDATE public.counter SET n = n + 1 }}\n"
+    );
+    let environment =
+        json!({ "lifeboat": 1, "environment": "test", "targets": { "db": { "postgres": { "url": url } } } });
+    let bench = Bench::new(&[("count.yaml", &plan), ("test.yaml", &environment.to_string())]);
+    let ran = bench.ends(0, &["run", "count.yaml", "--env", "./test.yaml"]);
+    assert_eq!(cuts.load(Ordering::SeqCst), 1, "the wire was cut");
+    assert_eq!(value(&database, "SELECT n FROM counter").await.unwrap(), "1", "{}", ran.all());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -245,5 +273,66 @@ async fn the_engine_goes_away_in_the_middle_of_a_stop() {
     let (tried, _) = insist(&harness, "container.stop", params).await;
     assert!(tried > 1 && cuts.load(Ordering::SeqCst) == 1, "it was cut, and tried {tried} times");
     assert_eq!(docker(&["inspect", "-f", "{{.State.Running}}", &name]), "false");
+    docker(&["rm", "-f", &name]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_stays_away_ends_the_run_and_a_resume_completes_it() {
+    let socket = std::env::var("LIFEBOAT_TEST_DOCKER").expect("`.ci/services run` sets it");
+    let socket = socket.trim_start_matches("unix://").to_owned();
+    let docker = |args: &[&str]| {
+        let host = format!("unix://{socket}");
+        let output = std::process::Command::new("docker").args(["-H", &host]).args(args).output().unwrap();
+        assert!(output.status.success(), "docker {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let name = format!("lifeboat-test-{:08x}", rand::random::<u32>());
+    let trap = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
+    docker(&["run", "-d", "--name", &name, "--network", "none", "lifeboat-test/busybox:1", "sh", "-c", trap]);
+    let plan = format!(
+        "lifeboat: 1\nplan: stop\ntargets: {{ docker: docker }}\nsteps:\n  stop:\n    \
+         retry: {{ attempts: 3, delay: 50ms }}\n    container.stop: {{ target: docker, container: {name} }}\n  \
+         after:\n    exec: {{ argv: [touch, after], effects: [] }}\n  \
+         start:\n    container.start: {{ target: docker, container: {name}, wait: started }}\n"
+    );
+    let environment = "lifeboat: 1\nenvironment: test\ntargets: { docker: { docker: { host: 'unix://PATH' } } }\n";
+    let bench = Bench::new(&[("stop.yaml", &plan)]);
+    let path = bench.path().join("engine.sock");
+    let environment = environment.replace("PATH", &path.display().to_string());
+    std::fs::write(bench.path().join("test.yaml"), environment).unwrap();
+    let listener = UnixListener::bind(&path).unwrap();
+    let gone = Arc::new(AtomicUsize::new(0));
+    let (state, server) = (gone.clone(), socket.clone());
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let (state, server) = (state.clone(), server.clone());
+            tokio::spawn(async move {
+                match state.load(Ordering::SeqCst) {
+                    // Cut in the middle of the stop; from then on nobody answers.
+                    0 => {
+                        let server = UnixStream::connect(server).await.unwrap();
+                        if carry(client, server, b"/stop", Lost::After).await {
+                            state.store(1, Ordering::SeqCst);
+                        }
+                    }
+                    1 => {}
+                    _ => {
+                        let mut server = UnixStream::connect(server).await.unwrap();
+                        let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                    }
+                }
+            });
+        }
+    });
+    let ran = bench.ends(1, &["run", "stop.yaml", "--env", "./test.yaml"]);
+    assert!(ran.all().contains("lifeboat resume"), "{}", ran.all());
+    assert!(!bench.path().join("after").exists(), "nothing follows it");
+    // It stays away: nothing is lost by trying.
+    bench.ends(1, &["resume"]);
+    gone.store(2, Ordering::SeqCst);
+    bench.ends(0, &["resume"]);
+    assert!(bench.path().join("after").exists());
+    assert_eq!(docker(&["inspect", "-f", "{{.State.Running}}", &name]), "true");
     docker(&["rm", "-f", &name]);
 }

@@ -19,13 +19,13 @@ use crate::support::{postgres_url, url_with};
 /// Letters that each form of a text treats in its own way.
 const ALPHABET: &[u8] = b"abcXYZ0189:/@+=?&%'\"<> \\-_.~";
 
-fn secret(from: &[u8]) -> String {
+pub fn secret(from: &[u8]) -> String {
     let inner: String = (0..14).map(|_| char::from(from[rand::random::<u32>() as usize % from.len()])).collect();
     // Begins and ends so that no shell, URL or YAML trims it.
     format!("k{inner}{:08x}", rand::random::<u32>())
 }
 
-fn percent(text: &str) -> String {
+pub fn percent(text: &str) -> String {
     text.bytes().fold(String::new(), |mut encoded, byte| {
         if byte.is_ascii_alphanumeric() {
             encoded.push(char::from(byte));
@@ -37,7 +37,7 @@ fn percent(text: &str) -> String {
 }
 
 /// Answers each HTTP request with the request itself, as text and as JSON.
-fn echo() -> u16 {
+pub fn echo() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
@@ -284,7 +284,7 @@ fn no_secret_shows(round: usize) {
 }
 
 /// What a secret looks like, and what of it no neighbour hides.
-fn shapes(secret: &str) -> Vec<String> {
+pub fn shapes(secret: &str) -> Vec<String> {
     let quoted = json!(secret).to_string();
     let mut shapes = vec![
         secret.to_owned(),
@@ -300,7 +300,7 @@ fn shapes(secret: &str) -> Vec<String> {
     shapes
 }
 
-fn files(at: &Path, look: &mut impl FnMut(&Path, &str)) {
+pub fn files(at: &Path, look: &mut impl FnMut(&Path, &str)) {
     if at.is_dir() {
         for entry in std::fs::read_dir(at).unwrap() {
             files(&entry.unwrap().path(), look);

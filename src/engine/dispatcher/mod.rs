@@ -218,7 +218,7 @@ impl<'a> Dispatcher<'a> {
             step,
             attempt,
             since: self.state.steps[at].since,
-            notes: self.state.steps[at].notes.clone(),
+            notes: (&self.state.steps[at].notes).into(),
             limits,
             cancel: self.cancel[usize::from(planned.finally)].clone(),
         }

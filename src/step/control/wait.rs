@@ -64,9 +64,12 @@ impl Step for Wait {
             cx.note(json!({ "until": end.to_string() })).await?;
         }
         let total = seconds(began, end);
+        // A length is never exceeded, however the clock is set back meanwhile.
+        let most = self.r#for.map_or(f64::INFINITY, |length| length.std().as_secs_f64());
+        let since = std::time::Instant::now();
         loop {
             // Short naps on the wall clock: it may be set, and a laptop may sleep.
-            let left = seconds(Timestamp::now(), end);
+            let left = seconds(Timestamp::now(), end).min(most - since.elapsed().as_secs_f64());
             if left <= 0.0 {
                 break;
             }
@@ -147,6 +150,15 @@ mod tests {
 
         let (cx, _) = cx_after(&services, vec![]);
         assert!(matches!(wait.after_kill(&cx).await.unwrap(), AfterKill::DidNotHappen { .. }));
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_was_set_back_does_not_make_a_length_longer() {
+        let services = services(json!({}));
+        let hence = Timestamp::now() + std::time::Duration::from_hours(1);
+        let (cx, _) = cx_after(&services, vec![json!({ "until": hence.to_string() })]);
+        let wait = step("wait", json!({ "for": "150ms" }));
+        tokio::time::timeout(std::time::Duration::from_secs(20), wait.run(&cx)).await.unwrap().unwrap();
     }
 
     #[tokio::test]
