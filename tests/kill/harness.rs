@@ -321,12 +321,10 @@ fn end(case: &Case, world: &World, run: &str, report: &Value, passed: Vec<Vec<St
     }
     // What the run says that it left, in whichever order it came to it.
     let things = report["world"]["things"].as_array().unwrap().iter();
-    let left: BTreeMap<_, _> = things
-        .map(|thing| {
-            let how = json!({ "state": thing["state"], "step": thing["step"], "certain": thing["certain"] });
-            (thing["resource"].as_str().unwrap().replace('/', "|"), how)
-        })
+    let mut left: Vec<_> = things
+        .map(|thing| ["resource", "state", "step", "certain"].map(|what| thing[what].to_string()).join(" "))
         .collect();
+    left.sort();
     let no_return = &report["world"]["no_return"];
     let report = json!({ "status": report["status"], "steps": steps, "left": left, "no_return": no_return });
     let end = End { report: same(world, run, &report), world: same(world, run, &world.look(case)) };
