@@ -148,7 +148,7 @@ fn a_damaged_record_is_refused_by_its_number() {
     kept.all_refuse(&[&format!("record {number} is damaged"), "backup"]);
     // What is no record at all, in the middle.
     let cut = text.lines().enumerate().map(|(at, line)| if at == 2 { &line[..line.len() / 2] } else { line });
-    std::fs::write(kept.journal(), cut.map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+    std::fs::write(kept.journal(), cut.map(|line| format!("{line}\n")).collect::<Vec<_>>().concat()).unwrap();
     kept.all_refuse(&["record 2 is damaged"]);
 }
 

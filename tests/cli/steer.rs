@@ -273,7 +273,7 @@ fn a_running_step_gets_another_timeout_from_another_terminal() {
     assert!(report.contains("`last`: 2 attempts"), "{report}");
 }
 
-const SWAPS: &str = r#"
+const SWAPS: &str = r"
 lifeboat: 1
 plan: swaps
 steps:
@@ -281,7 +281,7 @@ steps:
     postgres.swap_databases: { target: db, live: DB, replacement: DB_made, keep: DB_old }
   check:
     postgres.verify: { target: db, database: DB, constraints: true }
-"#;
+";
 
 #[test]
 fn what_a_killed_swap_left_behind_its_fence_is_said() {
