@@ -1,5 +1,6 @@
 //! The same in a bucket: parts, faults of the connection, nothing by halves.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -206,15 +207,15 @@ async fn half(client: &mut TcpStream, server: &mut TcpStream) -> Option<()> {
     let large = has_body && whole > 100_000;
     let told = if large { whole / 2 } else { whole };
     body.truncate(told);
-    let head: String = head
-        .lines()
-        .filter(|line| !line.to_ascii_lowercase().starts_with("connection:") && !line.is_empty())
-        .map(|line| match length(line) {
-            Some(_) => format!("Content-Length: {told}\r\n"),
-            None => format!("{line}\r\n"),
-        })
-        .collect();
-    client.write_all(format!("{head}Connection: close\r\n\r\n").as_bytes()).await.ok()?;
+    let mut kept = String::new();
+    for line in head.lines().filter(|line| !line.is_empty()) {
+        if length(line).is_some() {
+            let _ = write!(kept, "Content-Length: {told}\r\n");
+        } else if !line.to_ascii_lowercase().starts_with("connection:") {
+            let _ = write!(kept, "{line}\r\n");
+        }
+    }
+    client.write_all(format!("{kept}Connection: close\r\n\r\n").as_bytes()).await.ok()?;
     client.write_all(&body).await.ok()?;
     client.shutdown().await.ok()
 }
