@@ -57,7 +57,8 @@ pub struct Restore {
     /// How many connections load the dump. A plain dump takes as many as there are processors
     /// here, two to eight, where `create` is set; with 1, and whenever its statements must
     /// keep their order, it goes through `psql` in one transaction. An archive takes as many where it lies
-    /// uncompressed on a disk and `create` is set, else one; more need a copy of it in the temporary folder.
+    /// uncompressed on a disk and `create` is set (if that fails, one, in its order), else one; more need a copy of
+    /// it in the temporary folder.
     #[schemars(range(min = 1, max = 64))]
     jobs: Option<u32>,
     /// Only these schemas, with what is in them. Of an archive only that; of a plain dump, which needs

@@ -59,7 +59,21 @@ impl Restore {
         let filled = async {
             match &side_by_side {
                 Some(way) => way.load(server, storage, proof, &name, done, cx).await?,
-                None => self.load(server, storage, proof, version, &name, cx).await?,
+                None => {
+                    let jobs = self.archive_jobs(storage, proof)?;
+                    let loaded = self.load(server, storage, proof, version, &name, jobs, cx).await;
+                    match loaded {
+                        // Nobody asked for several: what must keep its order fails over them, and isn't damaged.
+                        Err(failure) if self.jobs.is_none() && jobs > 1 && in_order_it_may(&failure, cx) => {
+                            cx.log(&format!("{failure}: once more over one connection, in the archive's order\n"));
+                            end_leftovers(session, cx).await?;
+                            drop_working(server, session, &name).await?;
+                            self.create(session, &name, proof, cx).await?;
+                            self.load(server, storage, proof, version, &name, 1, cx).await?;
+                        }
+                        loaded => loaded?,
+                    }
+                }
             }
             let loaded = self.count(server, storage, proof, &name, cx).await?;
             note["loaded"] = loaded.note();
@@ -184,7 +198,7 @@ impl Restore {
             Some(content) => return Err(not_empty(&self.database, &content)),
             None => {
                 cx.note(note.clone()).await?;
-                if let Err(failure) = self.load(server, storage, proof, version, &self.database, cx).await {
+                if let Err(failure) = self.load(server, storage, proof, version, &self.database, 1, cx).await {
                     let session = server.detached().connect(None).await;
                     if let Ok(session) = session {
                         end_leftovers(&session, cx).await.ok();
@@ -207,6 +221,7 @@ impl Restore {
         proof: &Proof,
         version: Version,
         database: &str,
+        jobs: u32,
         cx: &RunCx,
     ) -> Result<(), Failure> {
         let watch = watch(cx, proof.object.bytes, "loading");
@@ -239,9 +254,6 @@ impl Restore {
             .arg(conninfo(database))
             .args(narrowing)
             .args(without);
-        let seekable = proof.format == Format::Directory
-            || (proof.compression == Compression::None && storage.local_path(&self.from.path)?.is_some());
-        let jobs = self.jobs.unwrap_or(if seekable { self.connections() as u32 } else { 1 });
         if jobs <= 1 && proof.format == Format::Custom {
             return loader.archive_in_order(command).await;
         }
@@ -251,6 +263,15 @@ impl Restore {
             Either::Left((loaded, _)) => loaded,
             Either::Right((failure, _)) => Err(failure),
         }
+    }
+
+    /// How many connections load an archive: several where it can be sought in.
+    fn archive_jobs(&self, storage: &Storage, proof: &Proof) -> Result<u32, Failure> {
+        let seekable = proof.format == Format::Directory
+            || (proof.format == Format::Custom
+                && proof.compression == Compression::None
+                && storage.local_path(&self.from.path)?.is_some());
+        Ok(self.jobs.unwrap_or(if seekable { self.connections() as u32 } else { 1 }))
     }
 
     /// Counts the rows, compares them with the dump's, gathers statistics.
@@ -290,6 +311,11 @@ impl Restore {
                 as u64;
         Ok(Loaded { rows, tables, bytes: proof.object.bytes, taken_at: taken_at.map(|at| at.to_string()) })
     }
+}
+
+/// Whether what failed over several connections may succeed over one.
+fn in_order_it_may(failure: &Failure, cx: &RunCx) -> bool {
+    !cx.cancel.is_cancelled() && (!failure.transient || failure.message.contains("deadlock detected"))
 }
 
 /// Drops what an attempt left, also when this one was cancelled.
