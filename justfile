@@ -39,15 +39,15 @@ bench *ARGS:
     cargo build --quiet --release
     target/venv/bin/python tests/bench/bench.py {{ARGS}}
 
-# Measure restores, beside psql and pg_restore, and backups: `just bench-restore --users 700000 --rounds 5 --tuned`.
+# Measure restores, beside psql and pg_restore, and backups: `just bench-restore --tuned --rounds 5`.
 bench-restore *ARGS:
     cargo build --quiet --release
-    target/venv/bin/python tests/bench/bench.py --only restore,backup {{ARGS}}
+    target/venv/bin/python tests/bench/bench.py --only restore,backup --users 430000 {{ARGS}}
 
-# Measure recovery by a warm copy, and by a restore, as the size grows: `just bench-warm --users 700000 --growth 0.1,1,4`.
+# Measure recovery by a warm copy, and by a restore, as the size grows: `just bench-warm --growth 0.1,1,4`.
 bench-warm *ARGS:
     cargo build --quiet --release
-    .ci/services run target/venv/bin/python tests/bench/bench.py --only warm {{ARGS}}
+    .ci/services run target/venv/bin/python tests/bench/bench.py --only warm --users 430000 {{ARGS}}
 
 # Build the API documentation; a broken link is an error.
 docs:

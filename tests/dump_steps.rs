@@ -19,6 +19,8 @@ mod backup;
 mod bucket;
 #[path = "dump_steps/damaged.rs"]
 mod damaged;
+#[path = "dump_steps/faulty.rs"]
+mod faulty;
 #[path = "dump_steps/fixture.rs"]
 mod fixture;
 #[path = "dump_steps/parts.rs"]

@@ -57,22 +57,20 @@ impl Restore {
             self.create(session, &name, proof, cx).await?;
         }
         let filled = async {
-            match &side_by_side {
-                Some(way) => way.load(server, storage, proof, &name, done, cx).await?,
-                None => {
-                    let jobs = self.archive_jobs(storage, proof)?;
-                    let loaded = self.load(server, storage, proof, version, &name, jobs, cx).await;
-                    match loaded {
-                        // Nobody asked for several: what must keep its order fails over them, and isn't damaged.
-                        Err(failure) if self.jobs.is_none() && jobs > 1 && in_order_it_may(&failure, cx) => {
-                            cx.log(&format!("{failure}: once more over one connection, in the archive's order\n"));
-                            end_leftovers(session, cx).await?;
-                            drop_working(server, session, &name).await?;
-                            self.create(session, &name, proof, cx).await?;
-                            self.load(server, storage, proof, version, &name, 1, cx).await?;
-                        }
-                        loaded => loaded?,
+            if let Some(way) = &side_by_side {
+                way.load(server, storage, proof, &name, done, cx).await?;
+            } else {
+                let jobs = self.archive_jobs(storage, proof)?;
+                match self.load(server, storage, proof, version, (&name, jobs), cx).await {
+                    // Nobody asked for several: what must keep its order fails over them, and isn't damaged.
+                    Err(failure) if self.jobs.is_none() && jobs > 1 && in_order_it_may(&failure, cx) => {
+                        cx.log(&format!("{failure}: once more over one connection, in the archive's order\n"));
+                        end_leftovers(session, cx).await?;
+                        drop_working(server, session, &name).await?;
+                        self.create(session, &name, proof, cx).await?;
+                        self.load(server, storage, proof, version, (&name, 1), cx).await?;
                     }
+                    loaded => loaded?,
                 }
             }
             let loaded = self.count(server, storage, proof, &name, cx).await?;
@@ -198,7 +196,7 @@ impl Restore {
             Some(content) => return Err(not_empty(&self.database, &content)),
             None => {
                 cx.note(note.clone()).await?;
-                if let Err(failure) = self.load(server, storage, proof, version, &self.database, 1, cx).await {
+                if let Err(failure) = self.load(server, storage, proof, version, (&self.database, 1), cx).await {
                     let session = server.detached().connect(None).await;
                     if let Ok(session) = session {
                         end_leftovers(&session, cx).await.ok();
@@ -214,14 +212,14 @@ impl Restore {
         Ok(loaded)
     }
 
+    /// Fills `database`, an archive over so many connections.
     pub(super) async fn load(
         &self,
         server: &Server,
         storage: &Storage,
         proof: &Proof,
         version: Version,
-        database: &str,
-        jobs: u32,
+        (database, jobs): (&str, u32),
         cx: &RunCx,
     ) -> Result<(), Failure> {
         let watch = watch(cx, proof.object.bytes, "loading");

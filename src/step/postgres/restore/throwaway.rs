@@ -41,7 +41,7 @@ impl Restore {
         cx: &RunCx,
     ) -> Result<(), Failure> {
         self.create(&server.connect(None).await?, &self.database, proof, cx).await?;
-        self.load(server, storage, proof, version, &self.database, 1, cx).await
+        self.load(server, storage, proof, version, (&self.database, 1), cx).await
     }
 
     /// Drops the database, if it is there.
