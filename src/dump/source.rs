@@ -199,7 +199,7 @@ impl Source {
 }
 
 /// Reads on a thread of its own, some pieces ahead: decompressing costs as much as what is done with what comes out.
-/// A task would not do: the runtime keeps two that wake each other on one thread.
+/// A task may not do: the runtime may run two that wake each other in turn on one thread.
 fn ahead(mut reader: impl AsyncRead + Send + Unpin + 'static) -> impl AsyncRead + Send + Unpin {
     let (there, mut here) = mpsc::channel::<std::io::Result<Bytes>>(AHEAD);
     let runtime = Handle::current();
