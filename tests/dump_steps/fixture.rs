@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use lifeboat::service::{PostgresSettings, StorageSettings, Target};
 use serde_json::json;
 
+pub use crate::support::server::tool;
 use crate::support::{Databases, Harness, postgres_url, unique, url_with};
 
 /// Tables with keys, quotes, escapes, a partition, a function with semicolons, a large object.
@@ -87,11 +88,6 @@ pub fn storage(scheme: &str, settings: &[(&str, &str)]) -> Target {
     let settings: BTreeMap<String, String> =
         settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     Target::Storage(StorageSettings { scheme: scheme.to_owned(), settings })
-}
-
-/// A client program of the test server's version.
-pub fn tool(name: &str) -> PathBuf {
-    Path::new(&std::env::var("LIFEBOAT_TEST_POSTGRES_BIN").expect("LIFEBOAT_TEST_POSTGRES_BIN")).join(name)
 }
 
 /// What `pg_dump` writes with these arguments.

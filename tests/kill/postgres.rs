@@ -1,8 +1,13 @@
 //! Plans of PostgreSQL: rows exactly once, swaps, backups.
 
+use std::process::Command;
+use std::sync::OnceLock;
+
 use serde_json::{Value, json};
 
 use crate::harness::{every_point, every_point_of_the_resume, twice};
+use crate::support::server::tool;
+use crate::support::{Databases, postgres_url, url_with};
 use crate::world::{Case, World};
 
 const TABLES: &str = "CREATE TABLE counters (name text PRIMARY KEY, n int NOT NULL); \
@@ -254,4 +259,53 @@ fn backups_are_whole_or_not_there_killed_twice() {
 #[test]
 fn backups_are_whole_or_not_there_killed_in_the_resume() {
     every_point_of_the_resume(&BACKUPS, "storage: a piece", 60);
+}
+
+/// A dump of a table that is loaded in several chunks, small ones, keys, indexes, a sequence and a foreign key.
+fn dump() -> &'static [u8] {
+    const CONTENT: &str = "CREATE TABLE big (id bigint PRIMARY KEY, pad text, n numeric); \
+        INSERT INTO big SELECT g, repeat(md5(g::text), 12), g / 3.0 FROM generate_series(1, 12000) g; \
+        CREATE INDEX ON big (n); \
+        CREATE TABLE small (id serial PRIMARY KEY, big bigint REFERENCES big, word text UNIQUE); \
+        INSERT INTO small (big, word) SELECT g, 'word ' || g FROM generate_series(1, 300) g; \
+        CREATE TABLE other AS SELECT g AS n FROM generate_series(1, 300) g; \
+        CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; \
+        CREATE TRIGGER t BEFORE INSERT ON small FOR EACH ROW EXECUTE FUNCTION f(); \
+        CREATE MATERIALIZED VIEW seen AS SELECT count(*) FROM big";
+    static DUMP: OnceLock<Vec<u8>> = OnceLock::new();
+    DUMP.get_or_init(|| {
+        let databases = Databases::new("kill_dumped");
+        let name = tokio::runtime::Runtime::new().unwrap().block_on(databases.create("from", CONTENT));
+        let output = Command::new(tool("pg_dump")).arg(url_with(&postgres_url(), None, &name)).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    })
+}
+
+/// A restore over two connections, in chunks: of each that was committed, the rows are kept, and none comes twice.
+const RESTORE: Case = Case {
+    name: "restore",
+    set: |world| std::fs::write(world.path("store/live.sql"), dump()).unwrap(),
+    plan: |world| {
+        json!({ "steps": { "restore": { "postgres.restore": {
+            "target": "db", "database": world.name("new"), "create": true, "jobs": 2,
+            "from": { "storage": "store", "path": "live.sql" },
+        } } } })
+    },
+    ..Case::PLAIN
+};
+
+#[test]
+fn a_restore_in_chunks_loads_each_row_once() {
+    every_point(&RESTORE, 25);
+}
+
+#[test]
+fn a_restore_in_chunks_loads_each_row_once_killed_twice() {
+    twice(&RESTORE, 40);
+}
+
+#[test]
+fn a_restore_in_chunks_loads_each_row_once_killed_in_the_resume() {
+    every_point_of_the_resume(&RESTORE, "sql COMMIT: after", 30);
 }

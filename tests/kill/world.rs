@@ -152,6 +152,12 @@ impl World {
     async fn look_at_databases(&self) -> BTreeMap<String, Value> {
         const TABLES: &str = "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
             WHERE c.relkind = 'r' AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_' ORDER BY 1";
+        // Indexes, constraints and sequences, and whether they are valid.
+        const OTHERS: &str = "SELECT format('%s %s', pg_get_indexdef(indexrelid), indisvalid) FROM pg_index \
+              WHERE indrelid >= 16384 AND indrelid::regclass::text !~ '^pg_' \
+            UNION ALL SELECT format('%s %s %s', conrelid::regclass, pg_get_constraintdef(oid), convalidated) \
+              FROM pg_constraint WHERE conrelid >= 16384 \
+            UNION ALL SELECT format('%s.%s %s', schemaname, sequencename, last_value) FROM pg_sequences ORDER BY 1";
         let client = connect("postgres").await;
         let sql = "SELECT datname::text, datallowconn, coalesce(shobj_description(oid, 'pg_database'), '') \
                    FROM pg_database WHERE starts_with(datname::text, $1)";
@@ -163,11 +169,16 @@ impl World {
                 let client = connect(&name).await;
                 for table in client.query(TABLES, &[]).await.unwrap() {
                     let table: String = table.get(0);
-                    let rows =
-                        format!("SELECT coalesce(array_agg(t::text ORDER BY t::text), '{{}}') FROM {table} t");
+                    // Many rows are told by their number and a digest.
+                    let rows = format!(
+                        "SELECT CASE WHEN count(*) <= 500 THEN coalesce(array_agg(t::text ORDER BY t::text), '{{}}') \
+                         ELSE ARRAY[count(*)::text, md5(string_agg(t::text, E'\\n' ORDER BY t::text))] END FROM {table} t"
+                    );
                     let rows: Vec<String> = client.query_one(&rows, &[]).await.unwrap().get(0);
                     tables.insert(table, rows);
                 }
+                let others = client.query(OTHERS, &[]).await.unwrap();
+                tables.insert("besides tables".to_owned(), others.iter().map(|row| row.get(0)).collect());
             }
             found.insert(name, json!({ "open": open, "comment": row.get::<_, String>(2), "tables": tables }));
         }

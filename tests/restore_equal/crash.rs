@@ -1,8 +1,7 @@
 //! A server that dies under a restore, and connections that are lost in the middle of a COPY.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use lifeboat::service::{PostgresSettings, Target};
@@ -10,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::equal::{RESTORE, assert_alike, params};
 use crate::fixture::{Place, gzip, pg_dump, storage, tool};
+use crate::support::server::Server;
 use crate::support::{Harness, connect_to, postgres_url, sql, url_with, value};
 
 /// Big tables that several connections load in chunks.
@@ -24,74 +24,18 @@ fn content(kind: &str) -> String {
     format!("{} {} CREATE VIEW v AS SELECT id FROM big;", table("big", ""), table("other", kind))
 }
 
-/// A server of the test's own, which may be killed.
-struct Server {
-    folder: tempfile::TempDir,
-    port: u16,
+/// The schema as `pg_dump` writes it.
+fn schema(url: &str) -> Vec<String> {
+    let output = Command::new(tool("pg_dump")).args(["-s", "--no-owner"]).arg(url).output().unwrap();
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().filter(|line| !line.contains("restrict ")).map(str::to_owned).collect()
 }
 
-impl Server {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let server = Self { folder, port };
-        // PostgreSQL refuses to be run by root.
-        let data = server.data();
-        let made = Command::new("install").args(["-d", "-o", "postgres", "-m", "700"]).arg(&data).status();
-        assert!(made.unwrap().success());
-        Self::call("initdb", &["-D", &data, "-A", "trust", "-U", "postgres", "--no-sync"]);
-        server.start();
-        server
-    }
-
-    fn data(&self) -> String {
-        self.folder.path().join("data").to_str().unwrap().to_owned()
-    }
-
-    fn call(program: &str, arguments: &[&str]) {
-        let mut command = Command::new("runuser");
-        command.args(["-u", "postgres", "--"]).arg(tool(program)).args(arguments).current_dir("/");
-        let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        assert!(status.unwrap().success(), "{program} {arguments:?}");
-    }
-
-    fn start(&self) {
-        let options = format!("-p {} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''", self.port);
-        let log = format!("{}/log", self.data());
-        Self::call("pg_ctl", &["-D", &self.data(), "-o", &options, "-l", &log, "-w", "start"]);
-    }
-
-    /// As if its machine had lost power: nothing is written any more.
-    fn die(&self) {
-        Self::call("pg_ctl", &["-D", &self.data(), "-m", "immediate", "-w", "stop"]);
-    }
-
-    fn url(&self, database: &str) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
-    }
-
-    async fn value(&self, database: &str, query: &str) -> String {
-        let client = connect_to(&self.url(database)).await.unwrap();
-        client.query_one(query, &[]).await.unwrap().get(0)
-    }
-
-    /// The schema as `pg_dump` writes it.
-    fn schema(url: &str) -> Vec<String> {
-        let output = Command::new(tool("pg_dump")).args(["-s", "--no-owner"]).arg(url).output().unwrap();
-        assert!(output.status.success());
-        let text = String::from_utf8(output.stdout).unwrap();
-        text.lines().filter(|line| !line.contains("restrict ")).map(str::to_owned).collect()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let mut command = Command::new("runuser");
-        command.args(["-u", "postgres", "--"]).arg(tool("pg_ctl"));
-        command.args(["-D", &self.data(), "-m", "immediate", "stop"]).current_dir("/");
-        drop(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status());
-    }
+/// One answer of that server.
+async fn ask(server: &Server, database: &str, query: &str) -> String {
+    let client = connect_to(&server.url(database)).await.unwrap();
+    client.query_one(query, &[]).await.unwrap().get(0)
 }
 
 fn harness_on(url: &str, folder: &Path) -> Harness {
@@ -122,7 +66,7 @@ async fn killed_after(server: &Server, place: &Place, name: &str, path: &str, at
     let against = json!({ "target": "db", "database": name, "against": { "storage": "store", "path": path } });
     harness.run("postgres.verify_rows", against).await.unwrap();
     let left = "SELECT count(*)::text FROM pg_database WHERE starts_with(datname::text, 'lifeboat_')";
-    assert_eq!(server.value("postgres", left).await, "0");
+    assert_eq!(ask(server, "postgres", left).await, "0");
     harness.journal.log_text()
 }
 
@@ -141,7 +85,7 @@ async fn a_server_that_dies_under_the_load_is_gone_on_with() {
             // What a crash empties is made anew; what it spares is kept.
             assert!(kept || !log.contains("is gone on with") || log.contains("can't be gone on with"), "{log}");
             let live_url = url_with(&postgres_url(), None, &live);
-            assert_eq!(Server::schema(&server.url(&name)), Server::schema(&live_url), "{kind} {at}");
+            assert_eq!(schema(&server.url(&name)), schema(&live_url), "{kind} {at}");
         }
     }
 }

@@ -11,6 +11,8 @@
     reason = "tests say what went wrong by panicking"
 )]
 
+pub mod server;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering};
