@@ -177,14 +177,11 @@ fn value(kind: Kind, field: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
         Kind::Date => out.extend_from_slice(&time::date(field)?.to_be_bytes()),
         Kind::Timestamp => out.extend_from_slice(&time::timestamp(field, false)?.to_be_bytes()),
         Kind::TimestampTz => out.extend_from_slice(&time::timestamp(field, true)?.to_be_bytes()),
-        Kind::Uuid => {
-            if field.len() != 36 || [8, 13, 18, 23].iter().any(|at| field[*at] != b'-') {
-                return Err(Unfit);
-            }
-            for part in [&field[..8], &field[9..13], &field[14..18], &field[19..23], &field[24..]] {
-                hex(part, out)?;
-            }
+        // Other forms that are read there are shorter or longer.
+        Kind::Uuid if field.len() == 36 => {
+            out.extend_from_slice(uuid::Uuid::try_parse_ascii(field).map_err(|_| Unfit)?.as_bytes());
         }
+        Kind::Uuid => return Err(Unfit),
         Kind::Float4 => out.extend_from_slice(&number::float::<f32>(field)?.to_be_bytes()),
         Kind::Float8 => out.extend_from_slice(&number::float::<f64>(field)?.to_be_bytes()),
         Kind::Bytea => hex(field.strip_prefix(b"\\x").ok_or(Unfit)?, out)?,

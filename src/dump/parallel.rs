@@ -14,6 +14,7 @@ mod mention;
 mod narrow;
 mod order;
 mod split;
+mod tables;
 mod worker;
 
 use std::sync::Arc;
@@ -206,7 +207,7 @@ impl Parallel<'_> {
                     Event::Statement(statement) => after.push(statement),
                     Event::Copy(copy) => {
                         if pool.is_none() {
-                            ordered.all(std::mem::take(&mut before), false).await?;
+                            self.before_rows(ordered, &std::mem::take(&mut before)).await?;
                             pool = Some(self.pool(ordered.main).await?);
                         }
                         cutter.begin(copy)?;
@@ -244,8 +245,20 @@ impl Parallel<'_> {
         }
         self.proof.unchanged(self.storage, &source)?;
         // A dump without rows.
-        ordered.all(before, false).await?;
+        self.before_rows(ordered, &before).await?;
         Ok(after)
+    }
+
+    /// Runs what comes before rows: in order, but for tables.
+    async fn before_rows(&self, ordered: &mut Ordered<'_>, statements: &[Statement]) -> Result<(), Failure> {
+        let mut at = 0;
+        for stretch in tables::stretches(statements) {
+            let (Some(first), Some(last)) = (stretch.first(), stretch.last()) else { continue };
+            ordered.all(&statements[at..first.start], false).await?;
+            at = last.end;
+            tables::make(self, ordered, statements, &stretch).await?;
+        }
+        ordered.all(&statements[at..], false).await
     }
 
     async fn pool(&self, main: &Session) -> Result<Pool, Failure> {
@@ -276,8 +289,8 @@ impl Parallel<'_> {
             match task {
                 Task::Indexes(builds) => builder.indexes(builds).await?,
                 Task::ForeignKeys(builds) => builder.foreign_keys(builds).await?,
-                Task::Ordered(statements) => ordered.all(statements, false).await?,
-                Task::Last(statements) => ordered.all(statements, true).await?,
+                Task::Ordered(statements) => ordered.all(&statements, false).await?,
+                Task::Last(statements) => ordered.all(&statements, true).await?,
             }
         }
         Ok(())
@@ -347,12 +360,11 @@ struct Ordered<'a> {
 
 impl Ordered<'_> {
     /// Runs statements in transactions of their own; `last` when nothing is to follow.
-    async fn all(&mut self, mut statements: Vec<Statement>, last: bool) -> Result<(), Failure> {
+    async fn all(&mut self, statements: &[Statement], last: bool) -> Result<(), Failure> {
         let known = self.skip.saturating_sub(self.run).min(statements.len() as u64);
         self.run += known;
-        let rest = statements.split_off(known as usize);
+        let mut rest = &statements[known as usize..];
         let fires = rest.iter().position(Statement::is_event_trigger).unwrap_or(rest.len());
-        let mut rest = rest.as_slice();
         let mut to_trigger = fires;
         while !rest.is_empty() || last {
             let mut take = rest.len().min(STATEMENTS);
@@ -380,9 +392,31 @@ impl Ordered<'_> {
         } else if self.run == 0 {
             self.ledger.open(main).await?;
         }
-        // Sent one after the other without waiting for the answers.
-        let mut sent = Vec::with_capacity(batch.len());
-        for statement in batch {
+        self.send(batch).await?;
+        self.run += batch.len() as u64;
+        if ends {
+            let transaction = ledger::transaction(main).await?;
+            self.ledger.journal.note(json!({ "last": transaction })).await?;
+        } else {
+            self.ledger.write(main, ledger::STATEMENTS, self.run, json!({})).await?;
+        }
+        main.batch("commit a transaction", "COMMIT").await
+    }
+
+    /// Runs statements in one transaction, and writes them down as that part.
+    async fn part(&mut self, statements: &[Statement], what: &str, number: u64) -> Result<(), Failure> {
+        let main = self.main;
+        main.batch("begin a transaction", "BEGIN").await?;
+        self.send(statements).await?;
+        self.ledger.write(main, what, number, json!({})).await?;
+        main.batch("commit a transaction", "COMMIT").await
+    }
+
+    /// Sends statements one after the other without waiting for the answers, then does.
+    async fn send(&mut self, statements: &[Statement]) -> Result<(), Failure> {
+        let main = self.main;
+        let mut sent = Vec::with_capacity(statements.len());
+        for statement in statements {
             if self.applied != statement.settings {
                 // What failed before is said first: the server takes no setting then, and would hide why.
                 answers(main, std::mem::take(&mut sent)).await?;
@@ -396,15 +430,7 @@ impl Ordered<'_> {
             };
             sent.push((statement, answer, ready));
         }
-        answers(main, sent).await?;
-        self.run += batch.len() as u64;
-        if ends {
-            let transaction = ledger::transaction(main).await?;
-            self.ledger.journal.note(json!({ "last": transaction })).await?;
-        } else {
-            self.ledger.write(main, ledger::STATEMENTS, self.run, json!({})).await?;
-        }
-        main.batch("commit a transaction", "COMMIT").await
+        answers(main, sent).await
     }
 }
 

@@ -9,13 +9,14 @@ use crate::equal::{RESTORE, assert_alike, params};
 use crate::fixture::{Place, gzip, pg_dump};
 use crate::support::{connect_to, postgres_url, sql, unique, until, url_with, value};
 
-/// A big table, a smaller one and many small ones, with keys between them.
+/// A big table, a smaller one and many small ones, with keys between them, and one that needs another's row type.
 fn content(index: &str) -> String {
     let small: String = (0..150)
         .map(|n| format!("CREATE TABLE small_{n} (id int PRIMARY KEY, t text); INSERT INTO small_{n} SELECT g, 't' || g FROM generate_series(1, {n}) g;"))
         .collect();
     format!(
-        "{small} CREATE TABLE big (id bigint PRIMARY KEY, pad text NOT NULL, at timestamptz DEFAULT now(), n numeric); \
+        "{small} CREATE TABLE small_126_rows (id serial, small_1 small_1[]); INSERT INTO small_126_rows DEFAULT VALUES; \
+         CREATE TABLE big (id bigint PRIMARY KEY, pad text NOT NULL, at timestamptz DEFAULT now(), n numeric); \
          INSERT INTO big (id, pad, n) SELECT g, repeat(md5(g::text), 5), g / 3.0 FROM generate_series(1, 40000) g; \
          CREATE TABLE refers (big bigint REFERENCES big, small int REFERENCES small_149, t text); \
          INSERT INTO refers SELECT g, 1 + g % 149, repeat('x', 90) FROM generate_series(1, 12000) g; \
@@ -53,7 +54,7 @@ async fn killed_again_and_again_it_loads_no_row_twice() {
         // At the first notes of each attempt, then ever farther on.
         let at = place.harness.journal.notes().len() + 1 + kills % 3;
         kills += 1;
-        if kills > 9 {
+        if kills > 15 {
             break place.harness.run(RESTORE, params.clone()).await.unwrap();
         }
         place.harness.run_and_kill_at_note(RESTORE, params.clone(), at).await;

@@ -23,6 +23,9 @@ const SCHEMA: &str = "\"lifeboat:restore\"";
 /// Statements, up to a number.
 pub const STATEMENTS: &str = "statements";
 
+/// Tables that are made beside others, by their first statement.
+pub const TABLES: &str = "tables";
+
 /// A chunk of rows.
 pub const CHUNK: &str = "chunk";
 
@@ -33,6 +36,8 @@ pub struct Done {
     pub complete: bool,
     /// How many of the statements that run in order.
     pub statements: u64,
+    /// Tables made beside others, by the number of the first statement of each batch.
+    pub tables: BTreeSet<u64>,
     /// Chunks of rows.
     pub chunks: BTreeSet<u64>,
     /// How large a chunk is: what was cut one way goes on that way.
@@ -42,7 +47,7 @@ pub struct Done {
 impl Done {
     /// Nothing, yet.
     pub const fn nothing(chunk_bytes: u64) -> Self {
-        Self { complete: false, statements: 0, chunks: BTreeSet::new(), chunk_bytes }
+        Self { complete: false, statements: 0, tables: BTreeSet::new(), chunks: BTreeSet::new(), chunk_bytes }
     }
 
     /// Whether nothing was done.
@@ -54,7 +59,7 @@ impl Done {
 /// What the parts of a dump depend on, besides how they are cut. Begins with the form of the parts.
 pub fn identity(sha256: Option<&str>, rules: Rules, choice: Option<&Choice>) -> String {
     let part = choice.map_or_else(String::new, |Choice { schemas, tables, .. }| format!(" {schemas:?} {tables:?}"));
-    format!("2 {} {} {}{part}", sha256.unwrap_or_default(), rules.owners, rules.transaction_timeout)
+    format!("3 {} {} {}{part}", sha256.unwrap_or_default(), rules.owners, rules.transaction_timeout)
 }
 
 /// The ledger of a restore.
@@ -152,13 +157,9 @@ pub async fn recall(session: &Session, notes: &[&Value], identity: &str) -> Resu
         let number = number.unsigned_abs();
         match what {
             "dump" if note == identity => done.chunk_bytes = number,
-            STATEMENTS | CHUNK if noted(notes, what, number, note) => {
-                if what == CHUNK {
-                    done.chunks.insert(number);
-                } else {
-                    done.statements = done.statements.max(number);
-                }
-            }
+            STATEMENTS if noted(notes, what, number, note) => done.statements = done.statements.max(number),
+            TABLES if noted(notes, what, number, note) => drop(done.tables.insert(number)),
+            CHUNK if noted(notes, what, number, note) => drop(done.chunks.insert(number)),
             _ => return Ok(None),
         }
     }
