@@ -261,11 +261,13 @@ fn backups_are_whole_or_not_there_killed_in_the_resume() {
     every_point_of_the_resume(&BACKUPS, "storage: a piece", 60);
 }
 
-/// A dump of a table that is loaded in several chunks, small ones, keys, indexes, a sequence and a foreign key.
+/// A dump of a table that is loaded in several chunks, so many small ones that they are made over several connections,
+/// keys, indexes, a sequence and a foreign key.
 fn dump() -> &'static [u8] {
     const CONTENT: &str = "CREATE TABLE big (id bigint PRIMARY KEY, pad text, n numeric); \
         INSERT INTO big SELECT g, repeat(md5(g::text), 12), g / 3.0 FROM generate_series(1, 12000) g; \
         CREATE INDEX ON big (n); \
+        DO $$ BEGIN FOR n IN 1..70 LOOP EXECUTE format('CREATE TABLE many_%s (n int)', n); END LOOP; END $$; \
         CREATE TABLE small (id serial PRIMARY KEY, big bigint REFERENCES big, word text UNIQUE); \
         INSERT INTO small (big, word) SELECT g, 'word ' || g FROM generate_series(1, 300) g; \
         CREATE TABLE other AS SELECT g AS n FROM generate_series(1, 300) g; \
