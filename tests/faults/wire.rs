@@ -221,33 +221,49 @@ async fn a_swap_happens_once_over_a_lost_commit() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_engine_goes_away_in_the_middle_of_a_stop() {
-    let socket = std::env::var("LIFEBOAT_TEST_DOCKER").expect("`.ci/services run` sets it");
-    let socket = socket.trim_start_matches("unix://").to_owned();
-    let docker = |args: &[&str]| {
-        let host = format!("unix://{socket}");
+/// A container that ends when it is told to, gone with the test; and the engine that runs it.
+struct Container {
+    socket: String,
+    name: String,
+}
+
+impl Container {
+    fn new() -> Self {
+        let socket = std::env::var("LIFEBOAT_TEST_DOCKER").expect("`.ci/services run` sets it");
+        let socket = socket.trim_start_matches("unix://").to_owned();
+        let container = Self { socket, name: format!("lifeboat-test-{:08x}", rand::random::<u32>()) };
+        let ends = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
+        let run = ["run", "-d", "--network", "none", "--name", &container.name];
+        container.docker(&[run.as_slice(), &["lifeboat-test/busybox:1", "sh", "-c", ends]].concat());
+        container
+    }
+
+    fn docker(&self, args: &[&str]) -> String {
+        let host = format!("unix://{}", self.socket);
         let output = std::process::Command::new("docker").args(["-H", &host]).args(args).output().unwrap();
         assert!(output.status.success(), "docker {args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    };
-    let name = format!("lifeboat-test-{:08x}", rand::random::<u32>());
-    docker(&[
-        "run",
-        "-d",
-        "--name",
-        &name,
-        "--network",
-        "none",
-        "lifeboat-test/busybox:1",
-        "sh",
-        "-c",
-        "trap 'exit 0' TERM; while :; do sleep 0.1; done",
-    ]);
+    }
+
+    fn is_running(&self) -> bool {
+        self.docker(&["inspect", "-f", "{{.State.Running}}", &self.name]) == "true"
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        self.docker(&["rm", "-f", &self.name]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_engine_goes_away_in_the_middle_of_a_stop() {
+    let container = Container::new();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("engine.sock");
     let listener = UnixListener::bind(&path).unwrap();
-    let (cuts, counted, server) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), socket.clone());
+    let (cuts, counted, server) =
+        (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), container.socket.clone());
     let cut = cuts.clone();
     tokio::spawn(async move {
         loop {
@@ -269,26 +285,16 @@ async fn the_engine_goes_away_in_the_middle_of_a_stop() {
     let settings: DockerSettings =
         serde_json::from_value(json!({ "host": format!("unix://{}", path.display()) })).unwrap();
     let harness = Harness::with([("docker", Target::Docker(settings))]);
-    let params = json!({ "target": "docker", "container": name, "grace": "5s" });
+    let params = json!({ "target": "docker", "container": container.name, "grace": "5s" });
     let (tried, _) = insist(&harness, "container.stop", params).await;
     assert!(tried > 1 && cuts.load(Ordering::SeqCst) == 1, "it was cut, and tried {tried} times");
-    assert_eq!(docker(&["inspect", "-f", "{{.State.Running}}", &name]), "false");
-    docker(&["rm", "-f", &name]);
+    assert!(!container.is_running());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_stays_away_ends_the_run_and_a_resume_completes_it() {
-    let socket = std::env::var("LIFEBOAT_TEST_DOCKER").expect("`.ci/services run` sets it");
-    let socket = socket.trim_start_matches("unix://").to_owned();
-    let docker = |args: &[&str]| {
-        let host = format!("unix://{socket}");
-        let output = std::process::Command::new("docker").args(["-H", &host]).args(args).output().unwrap();
-        assert!(output.status.success(), "docker {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    };
-    let name = format!("lifeboat-test-{:08x}", rand::random::<u32>());
-    let trap = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
-    docker(&["run", "-d", "--name", &name, "--network", "none", "lifeboat-test/busybox:1", "sh", "-c", trap]);
+    let container = Container::new();
+    let name = &container.name;
     let plan = format!(
         "lifeboat: 1\nplan: stop\ntargets: {{ docker: docker }}\nsteps:\n  stop:\n    \
          retry: {{ attempts: 3, delay: 50ms }}\n    container.stop: {{ target: docker, container: {name} }}\n  \
@@ -302,7 +308,7 @@ async fn an_engine_that_stays_away_ends_the_run_and_a_resume_completes_it() {
     std::fs::write(bench.path().join("test.yaml"), environment).unwrap();
     let listener = UnixListener::bind(&path).unwrap();
     let gone = Arc::new(AtomicUsize::new(0));
-    let (state, server) = (gone.clone(), socket.clone());
+    let (state, server) = (gone.clone(), container.socket.clone());
     tokio::spawn(async move {
         loop {
             let (mut client, _) = listener.accept().await.unwrap();
@@ -333,6 +339,5 @@ async fn an_engine_that_stays_away_ends_the_run_and_a_resume_completes_it() {
     gone.store(2, Ordering::SeqCst);
     bench.ends(0, &["resume"]);
     assert!(bench.path().join("after").exists());
-    assert_eq!(docker(&["inspect", "-f", "{{.State.Running}}", &name]), "true");
-    docker(&["rm", "-f", &name]);
+    assert!(container.is_running());
 }

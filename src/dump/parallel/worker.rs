@@ -24,6 +24,9 @@ use crate::service::postgres::{Session, ident};
 /// How much is sent at once.
 const PIECE: usize = 256 << 10;
 
+/// A longer row goes over as it is: it isn't held a second time.
+const LONG: usize = 4 << 20;
+
 /// Fewer bytes of rows are not worth a look at their types.
 const WORTH_TURNING: usize = 64 << 10;
 
@@ -122,10 +125,13 @@ impl Worker {
         let mut rest = data.as_ref();
         let mut first = kinds.is_some();
         while !rest.is_empty() {
-            let (piece, more) = rest.split_at(end_of_rows(rest));
+            // The server puts text together itself, wherever it is cut.
+            let end = if kinds.is_some() { end_of_rows(rest) } else { rest.len().min(PIECE) };
+            let (piece, more) = rest.split_at(end);
             rest = more;
             let piece = match kinds {
                 None => data.slice_ref(piece),
+                Some(_) if piece.len() > LONG => return Err(Refused::Unfit),
                 Some(kinds) => {
                     let mut out = Vec::with_capacity(2 * piece.len());
                     if std::mem::take(&mut first) {
