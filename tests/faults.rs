@@ -21,5 +21,7 @@ mod memory;
 mod processes;
 #[path = "faults/servers.rs"]
 mod servers;
+#[path = "faults/stalls.rs"]
+mod stalls;
 #[path = "faults/wire.rs"]
 mod wire;
