@@ -13,6 +13,8 @@ mod support;
 #[path = "cli/bench.rs"]
 #[allow(dead_code, reason = "each test program uses a part of it")]
 mod bench;
+#[path = "faults/clock.rs"]
+mod clock;
 #[path = "faults/disk.rs"]
 mod disk;
 #[path = "faults/memory.rs"]
