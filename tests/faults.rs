@@ -21,6 +21,8 @@ mod disk;
 mod memory;
 #[path = "faults/processes.rs"]
 mod processes;
+#[path = "faults/restores.rs"]
+mod restores;
 #[path = "faults/servers.rs"]
 mod servers;
 #[path = "faults/stalls.rs"]
