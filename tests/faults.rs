@@ -13,13 +13,19 @@ mod support;
 #[path = "cli/bench.rs"]
 #[allow(dead_code, reason = "each test program uses a part of it")]
 mod bench;
+#[path = "faults/clock.rs"]
+mod clock;
 #[path = "faults/disk.rs"]
 mod disk;
 #[path = "faults/memory.rs"]
 mod memory;
 #[path = "faults/processes.rs"]
 mod processes;
+#[path = "faults/restores.rs"]
+mod restores;
 #[path = "faults/servers.rs"]
 mod servers;
+#[path = "faults/stalls.rs"]
+mod stalls;
 #[path = "faults/wire.rs"]
 mod wire;

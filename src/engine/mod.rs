@@ -37,6 +37,7 @@ mod worker;
 
 use crate::ids::RunId;
 use crate::plan::{Known, Plan};
+use crate::record::clock;
 use crate::record::event::{
     Actor, Answer, EffectRecord, Event, FORMAT, Question, RunStarted, RunStatus, StepHeader,
 };
@@ -77,9 +78,10 @@ impl fmt::Debug for Context {
 }
 
 impl Context {
-    /// A context of this user, host and process, with the system's clock.
+    /// A context of this user, host and process, with the system's clock as it stands now: who sets that one meanwhile
+    /// neither ends a question's time nor adds to a recovery's.
     pub fn new(store: Store, services: Services) -> Self {
-        Self { store, services, clock: Arc::new(Timestamp::now), by: Actor::current() }
+        Self { store, services, clock: Arc::new(clock::steady()), by: Actor::current() }
     }
 
     /// The time.

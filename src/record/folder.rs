@@ -147,7 +147,8 @@ impl RunFolder {
     /// Keeps a message for the process that works on the run.
     pub fn send(&self, message: &Message, now: Timestamp) -> Result<(), StoreError> {
         let inbox = self.path.join("inbox");
-        inbox::send(&inbox, message, now).map_err(|source| io_error("write to", &inbox, source))
+        inbox::send(&inbox, lock::named(&self.lock_path()), message.clone(), now)
+            .map_err(|source| io_error("write to", &inbox, source))
     }
 
     /// The messages that lie there, oldest first.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::event::Answer;
 use super::files;
+use super::lock::Holder;
 
 /// What may be sent to a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,21 +43,31 @@ pub enum Message {
     },
 }
 
+/// What a file of the inbox holds.
+#[derive(Serialize, Deserialize)]
+struct Addressed {
+    /// The process that worked on the run when it was sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    to: Option<Box<Holder>>,
+    #[serde(flatten)]
+    message: Message,
+}
+
 /// A message, and the file that keeps it until it is taken in.
 #[derive(Debug)]
 pub struct Letter {
     /// The message; the reason when the file can't be read as one.
     pub message: Result<Message, String>,
+    to: Option<Box<Holder>>,
     path: PathBuf,
 }
 
 impl Letter {
-    /// Whether it asks a process to stop that had ended before `since`: the one that goes on was not asked.
-    pub fn is_stale(&self, since: Timestamp) -> bool {
+    /// Whether it asks another process to stop than this one, which goes on because somebody wants it to. Told by the
+    /// address, not by the time: a clock may have been set since.
+    pub fn is_stale(&self, this: &Holder) -> bool {
         let stops = matches!(self.message, Ok(Message::Pause { .. } | Message::Cancel { .. }));
-        let name = self.path.file_name().and_then(|name| name.to_str()).and_then(|name| name.split('-').next());
-        let sent = name.and_then(|sent| sent.parse::<i128>().ok());
-        stops && sent.is_some_and(|sent| sent < since.as_nanosecond())
+        stops && self.to.as_ref().is_some_and(|to| **to != *this)
     }
 
     /// Removes the file: call it once the message's effect is on disk.
@@ -65,16 +76,23 @@ impl Letter {
     }
 }
 
-/// Keeps a message for the run; it is on disk when this returns.
-pub fn send(inbox: &Path, message: &Message, now: Timestamp) -> io::Result<()> {
+/// Keeps a message for the process that works on the run; it is on disk when this returns.
+pub fn send(inbox: &Path, to: Option<Holder>, message: Message, now: Timestamp) -> io::Result<()> {
     files::make_folder(inbox)?;
-    // Names sort by time; the suffix keeps two that were sent at once apart.
-    let name = format!("{:020}-{:08x}.json", now.as_nanosecond(), rand::random::<u32>());
-    files::write(&inbox.join(name), &serde_json::to_vec(message)?)
+    // Names sort by time; a clock that was set back puts none before what lies there already.
+    let newest = letters(inbox)?.last().and_then(|path| sent(path));
+    let at = newest.map_or(now.as_nanosecond(), |newest| now.as_nanosecond().max(newest + 1));
+    // The suffix keeps two that were sent at once apart.
+    let name = format!("{at:020}-{:08x}.json", rand::random::<u32>());
+    files::write(&inbox.join(name), &serde_json::to_vec(&Addressed { to: to.map(Box::new), message })?)
 }
 
 /// The messages that lie in the inbox, oldest first.
 pub fn receive(inbox: &Path) -> io::Result<Vec<Letter>> {
+    letters(inbox)?.into_iter().map(open).collect()
+}
+
+fn letters(inbox: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(inbox) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -83,10 +101,18 @@ pub fn receive(inbox: &Path) -> io::Result<Vec<Letter>> {
     let mut paths: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
     paths.sort();
-    paths.into_iter().map(open).collect()
+    Ok(paths)
+}
+
+/// When it was sent, by its name.
+fn sent(path: &Path) -> Option<i128> {
+    path.file_name()?.to_str()?.split('-').next()?.parse().ok()
 }
 
 fn open(path: PathBuf) -> io::Result<Letter> {
     let bytes = std::fs::read(&path)?;
-    Ok(Letter { message: serde_json::from_slice(&bytes).map_err(|error| error.to_string()), path })
+    Ok(match serde_json::from_slice(&bytes) {
+        Ok(Addressed { to, message }) => Letter { message: Ok(message), to, path },
+        Err(error) => Letter { message: Err(error.to_string()), to: None, path },
+    })
 }

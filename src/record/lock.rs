@@ -76,6 +76,11 @@ pub fn holder(path: &Path) -> io::Result<Option<Option<Holder>>> {
     }
 }
 
+/// Who holds the lock, or held it last.
+pub fn named(path: &Path) -> Option<Holder> {
+    read(&mut File::open(path).ok()?)
+}
+
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }

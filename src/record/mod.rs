@@ -6,6 +6,7 @@
 
 pub mod actor;
 pub mod bundle;
+pub mod clock;
 pub mod event;
 pub mod files;
 mod folder;

@@ -71,7 +71,8 @@ fn copies_keep_their_places_to_each_other() {
 fn messages_arrive_in_order_and_damaged_ones_are_said() {
     let (_folder, store) = store();
     let folder = begin(&store, "r", 0).folder;
-    for (second, by) in [(1, "maria"), (2, "ben")] {
+    // The clock was set back between the two.
+    for (second, by) in [(7200, "maria"), (2, "ben")] {
         let message = Message::Pause { by: by.to_owned(), because: None };
         folder.send(&message, Timestamp::from_second(second).unwrap()).unwrap();
     }
@@ -86,6 +87,29 @@ fn messages_arrive_in_order_and_damaged_ones_are_said() {
         letter.done().unwrap();
     }
     assert!(folder.receive().unwrap().is_empty());
+}
+
+#[test]
+fn a_word_to_stop_is_for_the_process_that_worked_when_it_was_sent() {
+    let (_folder, store) = store();
+    let pause = || Message::Pause { by: "maria".to_owned(), because: None };
+    // Whatever the clocks of the two processes, and of who sends, show.
+    for (earlier, sent, later) in [(100, 50, 70), (100, 200, 70), (100, 200, 300), (100, 110, 90)] {
+        let name = format!("r-{earlier}-{sent}-{later}");
+        let first = begin(&store, &name, earlier);
+        first.folder.send(&pause(), Timestamp::from_second(sent).unwrap()).unwrap();
+        let folder = first.folder.clone();
+        let for_this = |folder: &RunFolder| {
+            let this = folder.holder().unwrap().unwrap().unwrap();
+            folder.receive().unwrap().iter().map(|letter| !letter.is_stale(&this)).collect::<Vec<_>>()
+        };
+        assert_eq!(for_this(&folder), [true], "{name}");
+        drop(first);
+        let _second = folder.lock(Timestamp::from_second(later).unwrap()).unwrap();
+        assert_eq!(for_this(&folder), [false], "{name}");
+        folder.send(&pause(), Timestamp::from_second(sent).unwrap()).unwrap();
+        assert_eq!(for_this(&folder), [false, true], "{name}");
+    }
 }
 
 #[test]

@@ -207,13 +207,13 @@ pub struct DockerTls {
     pub key: String,
 }
 
-/// A storage: an opendal scheme and that service's own settings.
+/// A storage: an opendal scheme and that service's own settings; of `s3` also `ca_file`, a PEM file of authorities to
+/// trust besides the system's, and `timeout`, how long the service may be silent before it is asked again (`2m`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StorageSettings {
     /// `fs`, `s3`.
     pub scheme: String,
-    /// The service's settings, by opendal's names (`root`, `bucket`, `endpoint`, `region`, `access_key_id`…); and
-    /// of `s3`, `ca_file`: a PEM file of authorities to trust besides the system's.
+    /// The service's settings, by opendal's names (`root`, `bucket`, `endpoint`, `region`, `access_key_id`…).
     #[serde(flatten, deserialize_with = "texts")]
     #[schemars(with = "BTreeMap<String, Setting>")]
     pub settings: BTreeMap<String, String>,

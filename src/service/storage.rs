@@ -13,52 +13,24 @@ use opendal::{ErrorKind, HttpTransporter, Operator};
 use opendal_http_transport_reqwest::ReqwestTransport;
 use tokio::io::{AsyncBufRead, AsyncReadExt};
 use tokio_util::io::StreamReader;
+use tokio_util::sync::CancellationToken;
 
 mod inside;
+mod settings;
 mod upload;
 
 pub use inside::check_path;
+use settings::{CA_FILE, SANDBOX, TIMEOUT};
 pub use upload::{Upload, UploadOptions};
 
 use super::{Services, StorageSettings, Target, trust};
 use crate::failure::Failure;
 use crate::kill;
 use crate::secret::Redactor;
+use crate::units;
 
-/// The settings of a folder.
-const FS_SETTINGS: &[&str] = &["root"];
-
-/// The settings of a bucket, by opendal's names.
-const S3_SETTINGS: &[&str] = &[
-    "root",
-    "bucket",
-    "endpoint",
-    "region",
-    "profile",
-    "access_key_id",
-    "secret_access_key",
-    "session_token",
-    "role_arn",
-    "external_id",
-    "role_session_name",
-    "assume_role_duration_seconds",
-    "disable_config_load",
-    "disable_ec2_metadata",
-    "skip_signature",
-    "server_side_encryption",
-    "server_side_encryption_aws_kms_key_id",
-    "server_side_encryption_customer_algorithm",
-    "server_side_encryption_customer_key",
-    "server_side_encryption_customer_key_md5",
-    "default_storage_class",
-    "enable_virtual_host_style",
-    "checksum_algorithm",
-    "disable_list_objects_v2",
-    "enable_request_payer",
-    "default_acl",
-    "sandbox",
-    CA_FILE,
-];
+/// How long a look at an object may take at most, in which no body travels.
+const LOOK: Duration = Duration::from_mins(1);
 
 /// S3's codes for what no repetition mends.
 const REFUSALS: [&str; 13] = [
@@ -99,6 +71,10 @@ pub struct Storage {
     folder: Option<PathBuf>,
     /// Where the service answers, if the settings say it.
     endpoint: Option<String>,
+    /// How long the service may be silent.
+    timeout: Duration,
+    /// Triggered when the attempt that uses it must end.
+    cancel: CancellationToken,
     redactor: Redactor,
 }
 
@@ -109,50 +85,12 @@ impl Services {
     /// When the target is missing, of another kind, or its settings don't fit.
     pub fn storage(&self, target: &str) -> Result<Storage, Failure> {
         match self.target(target)? {
-            Target::Storage(settings) => Storage::new(target, settings, self.redactor().clone()),
+            Target::Storage(settings) => {
+                let storage = Storage::new(target, settings, self.redactor().clone())?;
+                Ok(Storage { cancel: self.cancel().clone(), ..storage })
+            }
             other => Err(Failure::permanent(format!("the target `{target}` is a {}, not a storage", other.kind()))),
         }
-    }
-}
-
-/// The setting that makes an S3 server a throwaway one.
-const SANDBOX: &str = "sandbox";
-
-/// The setting that names authorities of one's own.
-const CA_FILE: &str = "ca_file";
-
-impl StorageSettings {
-    /// The bucket and the address of a throwaway S3 server, if it is one.
-    pub fn sandbox(&self) -> Option<(&str, &str)> {
-        let is_one = self.scheme == "s3" && self.settings.get(SANDBOX).is_some_and(|set| set == "true");
-        is_one
-            .then(|| (self.settings.get("bucket"), self.settings.get("endpoint")))
-            .and_then(|(bucket, endpoint)| Some((bucket?.as_str(), endpoint.map_or("", String::as_str))))
-    }
-
-    /// What can be found wrong in the settings without contact: the setting's name and what is wrong.
-    pub fn problems(&self) -> Vec<(String, String)> {
-        let (known, required) = match self.scheme.as_str() {
-            "fs" => (FS_SETTINGS, "root"),
-            "s3" => (S3_SETTINGS, "bucket"),
-            other => {
-                let message = format!("the scheme `{other}` is not one that Lifeboat can use: `fs` or `s3`");
-                return vec![("scheme".to_owned(), message)];
-            }
-        };
-        let mut problems: Vec<_> = self
-            .settings
-            .keys()
-            .filter(|name| !known.contains(&name.as_str()))
-            .map(|name| {
-                let message = format!("`{}` has no setting `{name}`: it has {}", self.scheme, known.join(", "));
-                (name.clone(), message)
-            })
-            .collect();
-        if self.settings.get(required).is_none_or(String::is_empty) {
-            problems.push((required.to_owned(), format!("`{}` needs the setting `{required}`", self.scheme)));
-        }
-        problems
     }
 }
 
@@ -167,6 +105,7 @@ impl Storage {
         }
         let mut options = settings.settings.clone();
         options.remove(SANDBOX);
+        options.remove(TIMEOUT);
         let ca_file = options.remove(CA_FILE);
         let folder = if settings.scheme == "fs" {
             let root = std::path::absolute(&options["root"])
@@ -193,9 +132,9 @@ impl Storage {
                 operator.with_context(context)
             }
         };
-        let operator = operator
-            .layer(TimeoutLayer::new().with_timeout(Duration::from_mins(1)).with_io_timeout(Duration::from_mins(2)))
-            .layer(
+        let timeout = settings.timeout().map_err(Failure::permanent)?;
+        let operator =
+            operator.layer(TimeoutLayer::new().with_timeout(timeout.min(LOOK)).with_io_timeout(timeout)).layer(
                 RetryLayer::new()
                     .with_max_times(4)
                     .with_min_delay(Duration::from_millis(200))
@@ -203,7 +142,15 @@ impl Storage {
                     .with_jitter(),
             );
         let endpoint = settings.settings.get("endpoint").map(|endpoint| redactor.redact(endpoint).into_owned());
-        Ok(Self { operator, target: target.to_owned(), folder, endpoint, redactor })
+        Ok(Self {
+            operator,
+            target: target.to_owned(),
+            folder,
+            endpoint,
+            timeout,
+            cancel: CancellationToken::new(),
+            redactor,
+        })
     }
 
     /// The target's name.
@@ -431,6 +378,11 @@ impl Storage {
 
     /// The error's own words in one line, without opendal's context dump.
     fn words(&self, error: &opendal::Error) -> String {
+        // opendal's words for a service that is silent: of any operation, and of a part that is written beside others.
+        if error.message().ends_with("timeout reached") || error.message() == "write part timeout" {
+            let timeout = units::Duration(self.timeout);
+            return format!("the service did nothing for {timeout} (`timeout`), and was asked several times");
+        }
         let mut words = said(error.message().trim());
         let mut source = std::error::Error::source(error);
         while let Some(inner) = source {

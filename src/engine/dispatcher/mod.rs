@@ -28,6 +28,7 @@ use super::{Console, Context, Ended, EngineError, RunOptions};
 use crate::failure::Failure;
 use crate::ids::StepId;
 use crate::plan::Plan;
+use crate::record::clock::SystemClock;
 use crate::record::event::{Answer, ErrorRecord, Event, Outcome, Progress, QuestionKind, Record, RunStatus};
 use crate::record::inbox::Letter;
 use crate::record::journal::{Journal, Line};
@@ -86,6 +87,7 @@ struct Dispatcher<'a> {
     /// The limits of the steps that run.
     limits: HashMap<usize, tokio::sync::watch::Sender<Limits>>,
     warned: bool,
+    system_clock: SystemClock,
 }
 
 /// Changes that will be on disk together, and what is done then.
@@ -148,6 +150,7 @@ impl<'a> Dispatcher<'a> {
             declined: false,
             warned: false,
             limits: HashMap::new(),
+            system_clock: SystemClock::beside(cx.now()),
         }
     }
 

@@ -89,7 +89,7 @@ impl Dispatcher<'_> {
     pub(super) fn forget_stale(&self) -> Result<(), EngineError> {
         let Some(Some(this)) = self.folder.holder()? else { return Ok(()) };
         for letter in self.folder.receive()? {
-            if letter.is_stale(this.since) {
+            if letter.is_stale(&this) {
                 // What can't be removed is taken in as a new one.
                 let _ = letter.done();
             }
@@ -120,10 +120,17 @@ impl Dispatcher<'_> {
 
     /// What is looked at every half second.
     pub(super) fn tick(&mut self) -> Result<(), EngineError> {
+        self.see_clock()?;
         self.read_inbox()?;
         self.silence()?;
         self.withdraw();
         self.forecast()
+    }
+
+    /// Notices when somebody sets the machine's clock: the run's own goes on, and the times it tells differ from then on.
+    fn see_clock(&mut self) -> Result<(), EngineError> {
+        let Some(message) = self.system_clock.set(self.cx.now()) else { return Ok(()) };
+        self.emit(Event::Noticed { step: None, message })
     }
 
     /// Takes in what was sent from other terminals.

@@ -1,6 +1,7 @@
 //! Writing an object so that it appears whole or not at all.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use opendal::ErrorKind;
 use tokio::io::AsyncWriteExt;
@@ -13,6 +14,9 @@ use crate::kill;
 /// S3 takes parts from 5 MiB on, and 10,000 of them.
 const SMALLEST_PART: u64 = 8 << 20;
 const MOST_PARTS: u64 = 9_000;
+
+/// How long the removal of an upload's parts may take.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// What ends the hidden name of a file that is being written.
 const PARTIAL: &str = ".partial";
@@ -119,12 +123,25 @@ impl Upload {
                 })?;
             }
             Sink::Parts(mut writer) => {
-                if let Err(error) = kill::around("storage publish", writer.close()).await {
-                    drop(writer.abort().await);
-                    return Err(match error.kind() {
+                // What is left of the last parts is sent here: a service that is silent would keep a cancelled run.
+                let closed = tokio::select! {
+                    closed = kill::around("storage publish", writer.close()) => Some(closed),
+                    () = storage.cancel.cancelled() => None,
+                };
+                let failure = match closed {
+                    Some(Ok(_)) => None,
+                    Some(Err(error)) => Some(match error.kind() {
                         ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists => storage.exists(&path),
                         _ => storage.failure(&error, "publish", &path),
-                    });
+                    }),
+                    None => {
+                        let message = format!("publish `{path}` in the storage `{}`: cancelled", storage.target);
+                        Some(Failure::transient(message))
+                    }
+                };
+                if let Some(failure) = failure {
+                    give_up(*writer).await;
+                    return Err(failure);
                 }
             }
         }
@@ -148,9 +165,15 @@ impl Upload {
                 drop(file);
                 drop(tokio::fs::remove_file(&partial).await);
             }
-            Sink::Parts(mut writer) => drop(writer.abort().await),
+            Sink::Parts(writer) => give_up(*writer).await,
         }
     }
+}
+
+/// Removes the parts that were sent, if the service does so at once: one that is silent would keep who gives up because
+/// of that. What stays is invisible and expires by the bucket's own rules.
+async fn give_up(mut writer: opendal::Writer) {
+    let _ = tokio::time::timeout(FAREWELL, writer.abort()).await;
 }
 
 async fn create_partial(partial: &Path) -> std::io::Result<tokio::fs::File> {

@@ -2,14 +2,17 @@
 //!
 //! The moment at which it ends is noted, so that after a kill only what is left is waited.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::failure::Failure;
-use crate::record::event::{Progress, ProgressUnit};
+use crate::record::clock::since_boot;
+use crate::record::event::{Actor, Progress, ProgressUnit};
 use crate::step::effect::Effect;
 use crate::step::{Action, AfterKill, Certainty, Done, Findings, Preview, PreviewCx, RunCx, Step, StepType};
 use crate::units;
@@ -18,10 +21,10 @@ use crate::units;
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Wait {
-    /// How long.
+    /// How long, whatever the machine's clock is set to meanwhile.
     #[serde(default)]
     pub r#for: Option<units::Duration>,
-    /// Until when, as RFC 3339 with an offset.
+    /// Until the machine's clock shows when, as RFC 3339 with an offset.
     #[serde(default)]
     pub until: Option<units::Timestamp>,
 }
@@ -57,19 +60,19 @@ impl Step for Wait {
     }
 
     async fn run(&self, cx: &RunCx) -> Result<Done, Failure> {
-        let began = Timestamp::now();
-        let unfinished = unfinished(cx);
-        let end = unfinished.map_or_else(|| self.end(began), Ok)?;
-        if unfinished.is_none() {
-            cx.note(json!({ "until": end.to_string() })).await?;
+        let (end, unfinished) = match unfinished(cx) {
+            Some(end) => (end, true),
+            None => (self.end()?, false),
+        };
+        if !unfinished {
+            cx.note(end.note()).await?;
         }
-        let total = seconds(began, end);
-        // A length is never exceeded, however the clock is set back meanwhile.
-        let most = self.r#for.map_or(f64::INFINITY, |length| length.std().as_secs_f64());
-        let since = std::time::Instant::now();
+        let began = since_boot();
+        let end = self.bounded(end, began);
+        let total = end.left();
         loop {
-            // Short naps on the wall clock: it may be set, and a laptop may sleep.
-            let left = seconds(Timestamp::now(), end).min(most - since.elapsed().as_secs_f64());
+            // Short naps: the clock may be set, and a laptop may sleep.
+            let left = end.left();
             if left <= 0.0 {
                 break;
             }
@@ -77,49 +80,89 @@ impl Step for Wait {
                 done: (total - left).max(0.0) as u64,
                 total: Some(total.ceil() as u64),
                 unit: ProgressUnit::Seconds,
-                message: Some(format!("until {end}")),
+                message: Some(format!("until {}", end.until)),
             });
             tokio::select! {
-                () = tokio::time::sleep(std::time::Duration::from_secs_f64(left.min(1.0))) => {}
+                () = tokio::time::sleep(Duration::from_secs_f64(left.min(1.0))) => {}
                 () = cx.cancel.cancelled() => return Err(Failure::transient("the wait was cancelled")),
             }
         }
         // Told apart from a wait that a kill cut short, should the step be run anew.
         cx.note(json!({ "over": true })).await?;
-        Ok(Done::new(format!("waited {}", units::Duration::seconds(seconds(began, end).max(0.0).round() as u64))))
+        let waited = since_boot().saturating_sub(began);
+        Ok(Done::new(format!("waited {}", units::Duration::seconds(waited.as_secs_f64().round() as u64))))
     }
 
     async fn after_kill(&self, cx: &RunCx) -> Result<AfterKill, Failure> {
         Ok(match unfinished(cx) {
             None if cx.notes.is_empty() => AfterKill::DidNotHappen { why: "the wait had not begun".to_owned() },
             None => AfterKill::Happened(Done::new("the wait was over")),
-            Some(end) if end <= Timestamp::now() => {
-                AfterKill::Happened(Done::new(format!("the wait was over at {end}")))
+            Some(end) if end.left() <= 0.0 => {
+                AfterKill::Happened(Done::new(format!("the wait was over at {}", end.until)))
             }
-            Some(end) => AfterKill::Partly { what: format!("the wait goes on until {end}") },
+            Some(end) => AfterKill::Partly { what: format!("the wait goes on until {}", end.until) },
         })
     }
 }
 
 impl Wait {
-    fn end(&self, now: Timestamp) -> Result<Timestamp, Failure> {
+    fn end(&self) -> Result<End, Failure> {
         match (&self.r#for, &self.until) {
             (Some(length), _) => {
-                now.checked_add(length.std()).map_err(|error| Failure::permanent(error.to_string()))
+                let until = Timestamp::now().checked_add(length.std());
+                let until = until.map_err(|error| Failure::permanent(error.to_string()))?;
+                Ok(End { until, since_boot: Some(since_boot() + length.std()) })
             }
-            (None, Some(moment)) => Ok(moment.0),
+            (None, Some(moment)) => Ok(End { until: moment.0, since_boot: None }),
             (None, None) => Err(Failure::permanent("`wait` needs `for` or `until`")),
         }
+    }
+
+    /// A length passes whatever the clock shows meanwhile, and is never exceeded; a moment is the clock's.
+    fn bounded(&self, end: End, now: Duration) -> End {
+        let Some(length) = self.r#for else { return end };
+        let left = Duration::try_from_secs_f64(end.left()).unwrap_or_default().min(length.std());
+        End { since_boot: Some(now + left), ..end }
+    }
+}
+
+/// When a wait is over.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    /// By the clock.
+    until: Timestamp,
+    /// By the machine's own count, which nobody sets; for as long as it isn't started anew.
+    since_boot: Option<Duration>,
+}
+
+impl End {
+    /// Seconds.
+    fn left(&self) -> f64 {
+        match self.since_boot {
+            Some(end) => end.as_secs_f64() - since_boot().as_secs_f64(),
+            None => self.until.duration_since(Timestamp::now()).as_secs_f64(),
+        }
+    }
+
+    fn note(&self) -> Value {
+        let mut note = json!({ "until": self.until.to_string() });
+        if let Some(end) = self.since_boot {
+            note["boot"] = json!({ "id": Actor::current().boot, "seconds": end.as_secs_f64() });
+        }
+        note
     }
 }
 
 /// The end of a wait that was cut short.
-fn unfinished(cx: &RunCx) -> Option<Timestamp> {
-    cx.notes.last()?.1["until"].as_str()?.parse().ok()
-}
-
-fn seconds(from: Timestamp, to: Timestamp) -> f64 {
-    to.duration_since(from).as_secs_f64()
+fn unfinished(cx: &RunCx) -> Option<End> {
+    let (_, note) = cx.notes.last()?;
+    let boot = &note["boot"];
+    let same_boot = boot["id"].as_str().is_some_and(|id| id == Actor::current().boot && id != "unknown");
+    let since_boot = boot["seconds"].as_f64().filter(|_| same_boot);
+    Some(End {
+        until: note["until"].as_str()?.parse().ok()?,
+        since_boot: since_boot.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+    })
 }
 
 #[cfg(test)]

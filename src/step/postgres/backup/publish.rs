@@ -26,6 +26,10 @@ impl Backup {
     ) -> Result<u64, Failure> {
         let (path, bytes) = (&self.to.path, upload.bytes());
         let Err(failure) = upload.publish().await else { return Ok(bytes) };
+        if cx.cancel.is_cancelled() {
+            // A service that is silent isn't asked now: a resume looks what is there.
+            return Err(failure);
+        }
         let there = async {
             let same_size = storage.stat(path).await?.is_some_and(|object| object.bytes == bytes);
             Ok::<_, Failure>(same_size && hash(storage, path, cx).await? == sha256)
