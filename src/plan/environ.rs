@@ -134,14 +134,15 @@ fn is_beside(document: &EnvironmentDocument, name: &str, settings: &PostgresSett
 /// Targets with settings that can't be right.
 fn unsound_targets(document: &EnvironmentDocument, redactor: &Redactor, found: &mut Collector<'_>) {
     for (name, target) in &document.targets {
-        let Some(Unsound { setting, failure }) = target.unsound() else { continue };
         // A value that is missing outside is told already.
         if found.problems.iter().any(|problem| problem.target.as_ref() == Some(name)) {
             continue;
         }
-        let pointer = format!("/targets/{}/{}/{setting}", escape(name), target.kind());
-        let message = redactor.redact(&failure.message).into_owned();
-        found.value(&pointer, "lifeboat::wrong_form", message, failure.help);
+        for Unsound { setting, failure } in target.unsound() {
+            let pointer = format!("/targets/{}/{}/{setting}", escape(name), target.kind());
+            let message = redactor.redact(&failure.message).into_owned();
+            found.value(&pointer, "lifeboat::wrong_form", message, failure.help);
+        }
     }
 }
 

@@ -38,7 +38,7 @@ impl Daemon {
                         .help("write an address of this machine with a port, as `127.0.0.1:28304`")
                 })?;
                 // Its settings become those of the server.
-                match target.unsound() {
+                match target.unsound().into_iter().next() {
                     Some(unsound) => Err(unsound.failure),
                     None => Ok(Some((Self::Names(settings.clone()), listen))),
                 }

@@ -67,7 +67,7 @@ fn tsig_algorithm() -> String {
 impl DnsSettings {
     /// What is wrong with them, without contact.
     pub(super) fn unsound(&self) -> Option<Unsound> {
-        let wrong = |setting, failure| Some(Unsound { setting, failure });
+        let wrong = |setting: &str, failure| Some(Unsound { setting: setting.to_owned(), failure });
         if let Err(failure) = Endpoint::parse(&self.server) {
             return wrong("server", failure);
         }

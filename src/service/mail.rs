@@ -75,7 +75,7 @@ impl SmtpSettings {
 
     fn place(&self) -> Result<Place, Unsound> {
         let in_url = |message: String, help: &str| Unsound {
-            setting: "url",
+            setting: "url".to_owned(),
             failure: Failure::permanent(message).help(help),
         };
         // The parser's words may quote the URL, and with it the password.
@@ -88,7 +88,7 @@ impl SmtpSettings {
             ("smtps", _) if self.starttls.is_some() => {
                 let failure = Failure::permanent("`smtps://` is TLS from the first byte, without STARTTLS")
                     .help("remove `starttls`, or write `smtp://`");
-                return Err(Unsound { setting: "starttls", failure });
+                return Err(Unsound { setting: "starttls".to_owned(), failure });
             }
             ("smtps", _) => Security::Tls,
             ("smtp", true) => Security::StartTls,
@@ -96,7 +96,7 @@ impl SmtpSettings {
             ("smtp", false) => {
                 let failure = Failure::permanent(format!("mail to {host} would cross the network unprotected"))
                     .help("remove `starttls: false`, or write `smtps://`");
-                return Err(Unsound { setting: "starttls", failure });
+                return Err(Unsound { setting: "starttls".to_owned(), failure });
             }
             (other, _) => return Err(in_url(format!("`{other}://` is no mail server"), form)),
         };
@@ -104,7 +104,7 @@ impl SmtpSettings {
             return Err(in_url("a mail server's URL ends with its host and port".to_owned(), form));
         }
         let from = self.from.parse().map_err(|_| Unsound {
-            setting: "from",
+            setting: "from".to_owned(),
             failure: Failure::permanent(format!("`{}` is no address", self.from))
                 .help("write `lifeboat@example.com`, or `Lifeboat <lifeboat@example.com>`"),
         })?;

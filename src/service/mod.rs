@@ -81,11 +81,12 @@ impl Target {
     }
 
     /// What is wrong with its settings, as far as that shows without contact.
-    pub fn unsound(&self) -> Option<Unsound> {
+    pub fn unsound(&self) -> Vec<Unsound> {
         match self {
-            Self::Dns(settings) => settings.unsound(),
-            Self::Smtp(settings) => settings.unsound(),
-            _ => None,
+            Self::Dns(settings) => settings.unsound().into_iter().collect(),
+            Self::Smtp(settings) => settings.unsound().into_iter().collect(),
+            Self::Storage(settings) => settings.unsound(),
+            _ => vec![],
         }
     }
 }
@@ -94,7 +95,7 @@ impl Target {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unsound {
     /// Which one.
-    pub setting: &'static str,
+    pub setting: String,
     /// What is wrong with it. Shows no secret.
     pub failure: Failure,
 }

@@ -23,7 +23,7 @@ pub use inside::check_path;
 use settings::{CA_FILE, SANDBOX, TIMEOUT};
 pub use upload::{Upload, UploadOptions};
 
-use super::{Services, StorageSettings, Target, trust};
+use super::{Services, StorageSettings, Target, Unsound, trust};
 use crate::failure::Failure;
 use crate::kill;
 use crate::secret::Redactor;
@@ -100,8 +100,8 @@ impl Storage {
     /// # Errors
     /// When the settings don't fit.
     pub fn new(target: &str, settings: &StorageSettings, redactor: Redactor) -> Result<Self, Failure> {
-        if let Some((_, problem)) = settings.problems().into_iter().next() {
-            return Err(Failure::permanent(format!("the storage `{target}`: {problem}")));
+        if let Some(Unsound { failure, .. }) = settings.unsound().into_iter().next() {
+            return Err(failure.context(format_args!("the storage `{target}`")));
         }
         let mut options = settings.settings.clone();
         options.remove(SANDBOX);

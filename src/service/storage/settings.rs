@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::service::StorageSettings;
+use crate::failure::Failure;
+use crate::service::{StorageSettings, Unsound};
 use crate::units;
 
 /// The settings of a folder.
@@ -62,14 +63,16 @@ impl StorageSettings {
             .and_then(|(bucket, endpoint)| Some((bucket?.as_str(), endpoint.map_or("", String::as_str))))
     }
 
-    /// What can be found wrong in the settings without contact: the setting's name and what is wrong.
-    pub fn problems(&self) -> Vec<(String, String)> {
+    /// What is wrong with the settings, as far as that shows without contact.
+    pub fn unsound(&self) -> Vec<Unsound> {
+        let unsound =
+            |setting: &str, message| Unsound { setting: setting.to_owned(), failure: Failure::permanent(message) };
         let (known, required) = match self.scheme.as_str() {
             "fs" => (FS_SETTINGS, "root"),
             "s3" => (S3_SETTINGS, "bucket"),
             other => {
                 let message = format!("the scheme `{other}` is not one that Lifeboat can use: `fs` or `s3`");
-                return vec![("scheme".to_owned(), message)];
+                return vec![unsound("scheme", message)];
             }
         };
         let mut problems: Vec<_> = self
@@ -77,15 +80,21 @@ impl StorageSettings {
             .keys()
             .filter(|name| !known.contains(&name.as_str()))
             .map(|name| {
-                let message = format!("`{}` has no setting `{name}`: it has {}", self.scheme, known.join(", "));
-                (name.clone(), message)
+                let near = |other: &&&str| strsim::jaro_winkler(name, other) > 0.9;
+                let help = match known.iter().find(near) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("it has {}", known.join(", ")),
+                };
+                let mut unknown = unsound(name, format!("`{}` has no setting `{name}`", self.scheme));
+                unknown.failure = unknown.failure.help(help);
+                unknown
             })
             .collect();
         if self.settings.get(required).is_none_or(String::is_empty) {
-            problems.push((required.to_owned(), format!("`{}` needs the setting `{required}`", self.scheme)));
+            problems.push(unsound(required, format!("`{}` needs the setting `{required}`", self.scheme)));
         }
         if let Err(problem) = self.timeout() {
-            problems.push((TIMEOUT.to_owned(), problem));
+            problems.push(unsound(TIMEOUT, problem));
         }
         problems
     }
