@@ -160,7 +160,7 @@ async fn settings_and_paths_are_checked() {
     );
     for (target, said) in [
         (storage("ftp", &[]), "`fs` or `s3`"),
-        (storage("fs", &[("rot", "/x")]), "no setting `rot`: it has root"),
+        (storage("fs", &[("rot", "/x")]), "no setting `rot`"),
         (storage("s3", &[("root", "/x")]), "needs the setting `bucket`"),
     ] {
         let failure = Harness::with([("store", target)])
