@@ -1,4 +1,4 @@
-//! Plans of PostgreSQL: rows exactly once, swaps, backups.
+//! Plans of PostgreSQL: rows exactly once, swaps, backups, restores.
 
 use std::process::Command;
 use std::sync::OnceLock;

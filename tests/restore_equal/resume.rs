@@ -64,6 +64,8 @@ async fn killed_again_and_again_it_loads_no_row_twice() {
     };
     assert_alike(&new, &live, "resumed").await;
     assert!(nothing_left(&place).await);
+    let beside = place.harness.journal.notes().iter().filter(|(_, note)| note.get("tables").is_some()).count();
+    assert!(beside > 2, "tables were made side by side: {beside}");
     // The last attempt took only what the others had not: less than all of it.
     let all: BTreeSet<_> = chunks(&place, None).into_iter().collect();
     let bytes = |chunks: &[(u64, u64)]| chunks.iter().map(|(_, bytes)| bytes).sum::<u64>();

@@ -26,7 +26,8 @@ pub type Stretch = Vec<Range<usize>>;
 /// The stretches that are worth several connections.
 pub fn stretches(statements: &[Statement]) -> Vec<Stretch> {
     let (mut found, mut stretch) = (vec![], Stretch::new());
-    for (at, statement) in statements.iter().enumerate() {
+    // The first statement of all runs in order, whatever it is: the ledger begins with it.
+    for (at, statement) in statements.iter().enumerate().skip(1) {
         let role = Role::of(statement.text.as_bytes());
         match stretch.last_mut() {
             Some(batch) if role != Role::Other && statements[batch.start].settings == statement.settings => {
@@ -182,5 +183,7 @@ mod tests {
         all.extend(table.iter().cycle().take(3 * 10).map(|text| statement(text)));
         assert_eq!(stretches(&all), [vec![2..68, 68..134, 134..152]], "ten tables are left to one connection");
         assert!(stretches(&[]).is_empty());
+        // Nothing is set before.
+        assert_eq!(stretches(&all[2..152]), [vec![3..69, 69..135, 135..150]]);
     }
 }
