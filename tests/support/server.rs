@@ -1,12 +1,19 @@
 //! A PostgreSQL server of a test's own: one that may be killed, or whose whole a plan may change.
 
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// A program of the test server's version.
 pub fn tool(name: &str) -> PathBuf {
     Path::new(&std::env::var("LIFEBOAT_TEST_POSTGRES_BIN").expect("LIFEBOAT_TEST_POSTGRES_BIN")).join(name)
+}
+
+/// Who runs it, if this is root: PostgreSQL refuses to be run by that one.
+fn user() -> Option<nix::unistd::User> {
+    let root = nix::unistd::geteuid().is_root();
+    root.then(|| nix::unistd::User::from_name("postgres").unwrap().expect("a user postgres"))
 }
 
 /// A server that asks its superuser for a password, gone with the test.
@@ -21,15 +28,18 @@ impl Server {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        // Below the ports that the kernel hands to clients: it must be free still when the server starts again.
+        let start = 10_000 + u16::try_from(std::process::id() % 8_000).unwrap();
+        let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+        let port = (start..start + 1000).find(free).unwrap();
         let password = super::unique("password");
         let server = Self { folder, port, password };
         let file = server.path("password");
         std::fs::write(&file, &server.password).unwrap();
-        // PostgreSQL refuses to be run by root.
-        let made =
-            Command::new("install").args(["-d", "-o", "postgres", "-m", "700", &server.path("data")]).status();
-        assert!(made.unwrap().success());
+        std::fs::create_dir(server.path("data")).unwrap();
+        if let Some(user) = user() {
+            nix::unistd::chown(Path::new(&server.path("data")), Some(user.uid), Some(user.gid)).unwrap();
+        }
         let login = ["-A", "scram-sha-256", "-U", "postgres", "--pwfile", &file];
         server.call("initdb", &[&login[..], &["--no-sync"]].concat());
         server.start();
@@ -42,8 +52,11 @@ impl Server {
 
     /// A program that is told the server's folder.
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("runuser");
-        command.args(["-u", "postgres", "--"]).arg(tool(program)).args(["-D", &self.path("data")]).current_dir("/");
+        let mut command = Command::new(tool(program));
+        command.args(["-D", &self.path("data")]).current_dir("/");
+        if let Some(user) = user() {
+            command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+        }
         // A server would keep what it inherits open.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command
