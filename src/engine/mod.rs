@@ -43,7 +43,7 @@ use crate::record::event::{
 };
 use crate::record::sink::Sink;
 use crate::record::state::RunState;
-use crate::record::store::{Copies, RunFolder, Store};
+use crate::record::store::{Claim, Copies, RunFolder, Store};
 use crate::service::Services;
 use crate::step::effect::Effect;
 use control::Control;
@@ -185,12 +185,11 @@ pub async fn run(
     mut console: Console,
 ) -> Result<Ended, EngineError> {
     confirmed(plan, &options)?;
-    let id = options.run_id.clone().unwrap_or_else(|| RunId::generate(cx.now()));
-    let prepared = prepare(cx, plan, &options, &id);
-    let (foretold, guards) = unless_stopped(&mut console.controls, prepared).await?;
+    let prepared = prepare(cx, plan, &options);
+    let (foretold, claim, guards) = unless_stopped(&mut console.controls, prepared).await?;
     let headers = headers(plan, foretold.as_ref());
-    let mut run = cx.store.create(&id, &options.copies, cx.now())?;
-    let mut started = started(cx, plan, &id, headers);
+    let mut started = started(cx, plan, claim.id(), headers);
+    let mut run = claim.begin(&options.copies, cx.now())?;
     started.copies = options.copies.digests();
     let records = run.journal.append(vec![Event::RunStarted(Box::new(started))], cx.now())?;
     let state = RunState::fold(&records)?;
@@ -239,15 +238,22 @@ pub async fn resume(
     dispatcher::drive(cx, plan, run, state, guards, options, console).await
 }
 
-/// What comes before the first record: the preflight, and the locks.
+/// What comes before the first record: the preflight, the run's id and the locks.
 async fn prepare(
     cx: &Context,
     plan: &Plan,
     options: &RunOptions,
-    id: &RunId,
-) -> Result<(Option<PreviewReport>, Guards), EngineError> {
+) -> Result<(Option<PreviewReport>, Claim, Guards), EngineError> {
+    let foretold = preflight(cx, plan, options).await?;
+    let claim = cx.store.claim(options.run_id.as_ref(), cx.now())?;
+    let guards = Guards::acquire(cx, plan, claim.id()).await?;
+    Ok((foretold, claim, guards))
+}
+
+/// What a preview foretells, unless none is wanted.
+async fn preflight(cx: &Context, plan: &Plan, options: &RunOptions) -> Result<Option<PreviewReport>, EngineError> {
     if options.no_preflight && options.approved.is_none() {
-        return Ok((None, Guards::acquire(cx, plan, id).await?));
+        return Ok(None);
     }
     let report = preview::foresee(plan, Known::default(), Some(&cx.services)).await;
     if let Some(saved) = &options.approved {
@@ -259,7 +265,7 @@ async fn prepare(
     if report.is_blocked() {
         return Err(EngineError::Blocked(Box::new(report)));
     }
-    Ok((Some(report), Guards::acquire(cx, plan, id).await?))
+    Ok(Some(report))
 }
 
 /// Does something that touches nothing, unless an operator wants it stopped.

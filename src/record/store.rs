@@ -151,24 +151,28 @@ impl Store {
         &self.root
     }
 
-    /// Makes a run's folder, with its copies, and takes its lock.
-    pub fn create(&self, id: &RunId, copies: &Copies, now: Timestamp) -> Result<OpenRun, StoreError> {
+    /// Takes an id for a run that is about to begin: the given one, or one that nobody has.
+    ///
+    /// The folder is what makes it nobody else's: of all processes only one can make it, and several
+    /// that begin in the same second, as jobs of a scheduler do, may well draw the same syllables.
+    ///
+    /// # Errors
+    /// When the given one is taken, or no folder can be made.
+    pub fn claim(&self, given: Option<&RunId>, now: Timestamp) -> Result<Claim, StoreError> {
         let runs = self.root.join("runs");
         files::make_folder(&runs).map_err(|source| io_error("create", &runs, source))?;
-        let folder = RunFolder { id: id.clone(), path: runs.join(id.as_str()) };
-        match files::make_new_folder(&folder.path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(StoreError::Exists(id.clone()));
+        loop {
+            let id = given.cloned().unwrap_or_else(|| RunId::generate(now));
+            let path = runs.join(id.as_str());
+            match files::make_new_folder(&path) {
+                Ok(()) => return Ok(Claim { root: self.root.clone(), folder: RunFolder { id, path } }),
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(io_error("create", &path, error));
+                }
+                Err(_) if given.is_some() => return Err(StoreError::Exists(id)),
+                Err(_) => {}
             }
-            made => made.map_err(|source| io_error("create", &folder.path, source))?,
         }
-        let lock = folder.lock(now)?;
-        folder.keep(copies)?;
-        let journal = Journal::create(&folder.journal_path())?;
-        for folder in [&folder.path, &runs, &self.root] {
-            files::sync_folder(folder).map_err(|source| io_error("sync", folder, source))?;
-        }
-        Ok(OpenRun { folder, journal, lock })
     }
 
     /// Every run, the newest first; of runs with hand-made ids, the last in the alphabet.
@@ -219,6 +223,42 @@ impl Store {
         let locks = self.root.join("locks");
         files::make_folder(&locks).map_err(Refused::Io)?;
         lock::acquire(&locks.join(name), holder)
+    }
+}
+
+/// An id that is taken, and its folder, for a run that hasn't begun. Dropped before that, both are free again.
+#[derive(Debug)]
+pub struct Claim {
+    root: PathBuf,
+    folder: RunFolder,
+}
+
+impl Claim {
+    /// The id.
+    pub const fn id(&self) -> &RunId {
+        &self.folder.id
+    }
+
+    /// Takes the run's lock and fills its folder: the copies, and a journal that is empty yet.
+    ///
+    /// # Errors
+    /// When the folder can't be written.
+    pub fn begin(self, copies: &Copies, now: Timestamp) -> Result<OpenRun, StoreError> {
+        let folder = self.folder.clone();
+        let lock = folder.lock(now)?;
+        folder.keep(copies)?;
+        let journal = Journal::create(&folder.journal_path())?;
+        for folder in [&folder.path, &self.root.join("runs"), &self.root] {
+            files::sync_folder(folder).map_err(|source| io_error("sync", folder, source))?;
+        }
+        Ok(OpenRun { folder, journal, lock })
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // Only an empty folder can be removed so: one that a run began in stays.
+        let _ = std::fs::remove_dir(&self.folder.path);
     }
 }
 
