@@ -153,13 +153,22 @@ fn try_all(case: &Case, how: &str, unbroken: &Went, points: usize, kills: &[Vec<
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                while let Some(kills) = kills.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let fault = match go(case, kills) {
+                loop {
+                    let tried = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(one) = kills.get(tried) else { break };
+                    let fault = match go(case, one) {
                         Ok(went) => difference(&unbroken.end, &went),
                         Err(fault) => Some(fault),
                     };
                     if let Some(fault) = fault {
-                        faults.lock().unwrap().push(format!("--- killed at {kills:?}: {fault}"));
+                        let fault = format!("--- killed at {one:?}: {fault}");
+                        // Told at once: all points of a plan take long.
+                        eprintln!("{}, {how}: {fault}", case.name);
+                        faults.lock().unwrap().push(fault);
+                    }
+                    if tried % 20 == 19 {
+                        let so_far = faults.lock().unwrap().len();
+                        eprintln!("{}, {how}: {} of {} begun, {so_far} faults", case.name, tried + 1, kills.len());
                     }
                 }
             });

@@ -114,8 +114,11 @@ fn the_database_is_recovered_wherever_it_is_killed() {
                     points.store(unbroken.points.len(), Ordering::Relaxed);
                     let kills = chosen(unbroken.points.len(), 77);
                     while let Some(kill) = kills.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        tried.fetch_add(1, Ordering::Relaxed);
+                        if tried.fetch_add(1, Ordering::Relaxed) % 20 == 19 {
+                            eprintln!("scenario 1: point {kill} of {}", unbroken.points.len());
+                        }
                         if let Some(fault) = fault(&stage, *kill, &unbroken).await {
+                            eprintln!("scenario 1: {fault}");
                             faults.lock().unwrap().push(fault);
                             // What it left is no ground for the next.
                             break;
