@@ -8,6 +8,7 @@ pub mod binary;
 pub mod choice;
 pub mod compression;
 pub mod count;
+mod encoding;
 pub mod globals;
 pub mod lexer;
 pub mod load;

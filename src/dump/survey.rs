@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::encoding::decoded;
 use super::lexer::{Lexer, Listener, Verdict};
 use super::manifest::table_name;
 use super::outline::Outline;
@@ -194,13 +195,14 @@ impl Listener for Hearer {
         if self.trailers > 0 && self.trailers == self.headers {
             self.after_trailer.get_or_insert(line);
         }
-        let kind = kind(text);
+        let readable = decoded(self.survey.encoding.as_deref(), text);
+        let kind = kind(&readable);
         self.survey.outline.statement(text, &kind);
         self.made |= matches!(kind, Kind::Create | Kind::Extension(_));
         Ok(match kind {
             Kind::Copy { schema, table } => {
                 self.copying = Some((self.table(schema.as_ref(), &table), 0));
-                self.sum = self.hashing.then(|| (RowSum::default(), copy_columns(text).unwrap_or_default()));
+                self.sum = self.hashing.then(|| (RowSum::default(), copy_columns(&readable).unwrap_or_default()));
                 Verdict::Copy
             }
             Kind::Insert { schema, table } => {

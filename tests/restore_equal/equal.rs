@@ -178,7 +178,9 @@ async fn dumps_in_another_encoding() {
     let content = "CREATE SCHEMA est; CREATE TABLE est.sizes (a int PRIMARY KEY, \"ß\" text DEFAULT 'ÿ'); \
          INSERT INTO est.sizes SELECT g, 'é' || chr(160 + g % 90) || E'\\\\ \\t' FROM generate_series(1, 500) g; \
          COMMENT ON TABLE est.sizes IS 'l''été'; CREATE VIEW v AS SELECT \"ß\" || 'ü' AS w FROM est.sizes; \
-         CREATE FUNCTION f() RETURNS text LANGUAGE sql AS $é$SELECT 'é; $$'$é$;";
+         CREATE FUNCTION f() RETURNS text LANGUAGE sql AS $é$SELECT 'é; $$'$é$; \
+         CREATE TABLE été (\"größe\" int); INSERT INTO été VALUES (1), (2); \
+         CREATE TABLE est.\"Ünder\" (a int); INSERT INTO est.\"Ünder\" VALUES (3);";
     let latin = place.names.name("latin");
     sql("postgres", &format!("CREATE DATABASE {latin} TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")).await;
     sql(&latin, content).await;
