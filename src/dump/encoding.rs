@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use encoding_rs as set;
 
 /// A statement in UTF-8, by what its dump says that it is written in. As it is where that is UTF-8, no encoding at
-/// all (`SQL_ASCII`), or one that few have heard of (`EUC_TW`, `JOHAB`, `MULE_INTERNAL`).
+/// all (`SQL_ASCII`), or one that browsers don't know, which is whom the tables are for (`EUC_TW`, `JOHAB`,
+/// `MULE_INTERNAL`): names beyond ASCII are not read there.
 pub fn decoded<'a>(encoding: Option<&str>, text: &'a [u8]) -> Cow<'a, [u8]> {
     match encoding.and_then(known).map(|known| known.decode_without_bom_handling(text).0) {
         None | Some(Cow::Borrowed(_)) => Cow::Borrowed(text),

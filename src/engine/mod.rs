@@ -189,7 +189,7 @@ pub async fn run(
     let (foretold, claim, guards) = unless_stopped(&mut console.controls, prepared).await?;
     let headers = headers(plan, foretold.as_ref());
     let mut started = started(cx, plan, claim.id(), headers);
-    let mut run = claim.begin(&options.copies, cx.now())?;
+    let mut run = claim.begin(&options.copies)?;
     started.copies = options.copies.digests();
     let records = run.journal.append(vec![Event::RunStarted(Box::new(started))], cx.now())?;
     let state = RunState::fold(&records)?;

@@ -75,6 +75,16 @@ impl RunFolder {
         Ok(journal::read(&self.journal_path())?)
     }
 
+    /// Whether a record was written, so that something may have been done: a process that is killed before
+    /// leaves a folder without one.
+    pub(super) fn may_have_begun(&self) -> bool {
+        match journal::read(&self.journal_path()) {
+            Err(JournalError::Empty { .. }) => false,
+            Err(JournalError::Io { source, .. }) => source.kind() != io::ErrorKind::NotFound,
+            Ok(_) | Err(_) => true,
+        }
+    }
+
     /// Reads the journal and folds it.
     pub fn state(&self) -> Result<RunState, StoreError> {
         self.fold(&self.read()?.records)

@@ -4,7 +4,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -51,6 +51,8 @@ pub fn acquire(path: &Path, holder: &Holder) -> Result<FileLock, Refused> {
     // `holder` below asks with a lock of its own that lasts an instant: don't take it for a holder.
     for pause in [10, 40, 150] {
         match file.try_lock() {
+            // Whoever held it may have taken the file away before: then there may be another by now.
+            Ok(()) if !is_at(&file, path).map_err(Refused::Io)? => return acquire(path, holder),
             Ok(()) => {
                 write(&mut file, holder).map_err(Refused::Io)?;
                 return Ok(FileLock { _file: file });
@@ -60,6 +62,12 @@ pub fn acquire(path: &Path, holder: &Holder) -> Result<FileLock, Refused> {
         }
     }
     Err(Refused::Held(read(&mut file).map(Box::new)))
+}
+
+/// Whether an open file is the one that bears the name.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let (held, named) = (file.metadata()?, std::fs::metadata(path)?);
+    Ok((held.dev(), held.ino()) == (named.dev(), named.ino()))
 }
 
 /// Who holds the lock now: `None` when nobody does, `Some(None)` when the file doesn't tell.

@@ -123,7 +123,9 @@ impl StoreError {
             Self::Unsupported(_) => "write `state: <folder>`, or leave it out for `.lifeboat`".to_owned(),
             Self::Unknown { .. } | Self::Ambiguous { .. } => "`lifeboat runs` lists the runs".to_owned(),
             Self::None(_) => "start one with `lifeboat run PLAN`, or name its folder with `--state`".to_owned(),
-            Self::Exists(_) => "leave `--run-id` out, or choose another one".to_owned(),
+            Self::Exists(run) => {
+                format!("go on with it by `lifeboat resume {run}`, leave `--run-id` out, or choose another one")
+            }
             Self::Locked { run, .. } => {
                 format!(
                     "look at it with `lifeboat status {run}`; the lock goes with that process, it needs no cleaning"
@@ -155,22 +157,37 @@ impl Store {
     ///
     /// The folder is what makes it nobody else's: of all processes only one can make it, and several
     /// that begin in the same second, as jobs of a scheduler do, may well draw the same syllables.
+    /// A given id that a process was killed with before its run began is taken again.
     ///
     /// # Errors
-    /// When the given one is taken, or no folder can be made.
+    /// When the given one is taken or held, or no folder can be made.
     pub fn claim(&self, given: Option<&RunId>, now: Timestamp) -> Result<Claim, StoreError> {
         let runs = self.root.join("runs");
         files::make_folder(&runs).map_err(|source| io_error("create", &runs, source))?;
         loop {
             let id = given.cloned().unwrap_or_else(|| RunId::generate(now));
             let path = runs.join(id.as_str());
-            match files::make_new_folder(&path) {
-                Ok(()) => return Ok(Claim { root: self.root.clone(), folder: RunFolder { id, path } }),
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(io_error("create", &path, error));
-                }
-                Err(_) if given.is_some() => return Err(StoreError::Exists(id)),
-                Err(_) => {}
+            let folder = RunFolder { id, path };
+            let is_new = match files::make_new_folder(&folder.path) {
+                Ok(()) => true,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+                Err(error) => return Err(io_error("create", &folder.path, error)),
+            };
+            if !is_new && given.is_none() {
+                continue;
+            }
+            let lock = match folder.lock(now) {
+                // Whoever held it took the folder away.
+                Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
+                locked => locked?,
+            };
+            if folder.may_have_begun() {
+                return Err(StoreError::Exists(folder.id));
+            }
+            let unbegun = Unbegun(Some(folder.path.clone()));
+            let claim = Claim { root: self.root.clone(), folder, unbegun, lock };
+            if is_new {
+                return Ok(claim);
             }
         }
     }
@@ -231,6 +248,9 @@ impl Store {
 pub struct Claim {
     root: PathBuf,
     folder: RunFolder,
+    // Dropped before the lock: nobody else can have begun in the folder.
+    unbegun: Unbegun,
+    lock: FileLock,
 }
 
 impl Claim {
@@ -239,26 +259,32 @@ impl Claim {
         &self.folder.id
     }
 
-    /// Takes the run's lock and fills its folder: the copies, and a journal that is empty yet.
+    /// Fills the run's folder: the copies, and a journal that is empty yet.
     ///
     /// # Errors
     /// When the folder can't be written.
-    pub fn begin(self, copies: &Copies, now: Timestamp) -> Result<OpenRun, StoreError> {
-        let folder = self.folder.clone();
-        let lock = folder.lock(now)?;
+    pub fn begin(mut self, copies: &Copies) -> Result<OpenRun, StoreError> {
+        let folder = self.folder;
         folder.keep(copies)?;
         let journal = Journal::create(&folder.journal_path())?;
         for folder in [&folder.path, &self.root.join("runs"), &self.root] {
             files::sync_folder(folder).map_err(|source| io_error("sync", folder, source))?;
         }
-        Ok(OpenRun { folder, journal, lock })
+        self.unbegun.0 = None;
+        Ok(OpenRun { folder, journal, lock: self.lock })
     }
 }
 
-impl Drop for Claim {
+/// The folder of a run that hasn't begun, removed with this.
+#[derive(Debug)]
+struct Unbegun(Option<PathBuf>);
+
+impl Drop for Unbegun {
     fn drop(&mut self) {
-        // Only an empty folder can be removed so: one that a run began in stays.
-        let _ = std::fs::remove_dir(&self.folder.path);
+        if let Some(folder) = &self.0 {
+            // What can't be removed is in nobody's way: it holds no record.
+            let _ = std::fs::remove_dir_all(folder);
+        }
     }
 }
 

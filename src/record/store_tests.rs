@@ -13,7 +13,7 @@ fn store() -> (tempfile::TempDir, Store) {
 fn begin(store: &Store, id: &str, second: i64) -> OpenRun {
     let at = Timestamp::from_second(second).unwrap();
     let claim = store.claim(Some(&RunId::parse(id).unwrap()), at).unwrap();
-    let mut run = claim.begin(&Copies::default(), at).unwrap();
+    let mut run = claim.begin(&Copies::default()).unwrap();
     run.journal.append(vec![Event::Noticed { step: None, message: String::new() }], at).unwrap();
     run
 }
@@ -39,13 +39,14 @@ fn an_id_is_used_once_and_a_run_held_once() {
     let (_folder, store) = store();
     let run = begin(&store, "r", 0);
     let id = RunId::parse("r").unwrap();
-    assert!(matches!(store.claim(Some(&id), Timestamp::now()), Err(StoreError::Exists(_))));
+    assert!(matches!(store.claim(Some(&id), Timestamp::now()), Err(StoreError::Locked { .. })));
     let refused = run.folder.open(Timestamp::now()).unwrap_err();
     assert!(refused.to_string().contains("for run r, since 1970-01-01 00:00:00Z"), "{refused}");
     assert!(run.folder.holder().unwrap().is_some());
     let folder = run.folder.clone();
     drop(run);
     assert_eq!(folder.holder().unwrap(), None);
+    assert!(matches!(store.claim(Some(&id), Timestamp::now()), Err(StoreError::Exists(_))));
 }
 
 #[test]
@@ -61,6 +62,50 @@ fn whoever_begins_in_the_same_second_gets_an_id_of_its_own() {
 }
 
 #[test]
+fn an_id_that_no_run_began_with_is_taken_again() {
+    let (_folder, store) = store();
+    let (id, now) = (RunId::parse("nightly").unwrap(), Timestamp::now());
+    let claim = store.claim(Some(&id), now).unwrap();
+    let held = store.claim(Some(&id), now).unwrap_err();
+    assert!(matches!(held, StoreError::Locked { .. }), "another process is about to begin: {held}");
+    // Killed with its copies kept and a first record that was cut off.
+    let run = claim.begin(&Copies { environment: Some("old".to_owned()), ..Copies::default() }).unwrap();
+    std::fs::write(run.folder.journal_path(), "{\"seq\":0,").unwrap();
+    drop(run);
+    let run = store.claim(Some(&id), now).unwrap().begin(&Copies::default()).unwrap();
+    assert!(!run.folder.environment_copy().exists(), "nothing of the other is left");
+    std::fs::write(run.folder.journal_path(), "what nobody can read\n").unwrap();
+    drop(run);
+    assert!(matches!(store.claim(Some(&id), now), Err(StoreError::Exists(_))), "damage is kept");
+}
+
+#[test]
+fn of_many_that_want_one_id_at_once_one_gets_it() {
+    let (_folder, store) = store();
+    let (id, now) = (RunId::parse("nightly").unwrap(), Timestamp::now());
+    for round in 0..20 {
+        // Each other round begins with what somebody left who was killed.
+        let left = store.root().join("runs/nightly");
+        if round % 2 == 0 {
+            std::fs::create_dir_all(&left).unwrap();
+            std::fs::write(left.join("run.json"), "{}").unwrap();
+        }
+        let barrier = std::sync::Barrier::new(4);
+        let got: Vec<_> = std::thread::scope(|scope| {
+            let one = || {
+                barrier.wait();
+                store.claim(Some(&id), now)
+            };
+            let all: Vec<_> = (0..4).map(|_| scope.spawn(one)).collect();
+            all.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        let refused = got.iter().filter(|got| matches!(got, Err(StoreError::Locked { .. }))).count();
+        assert_eq!((got.iter().filter(|got| got.is_ok()).count(), refused), (1, 3), "{got:?}");
+        assert!(!left.join("run.json").exists());
+    }
+}
+
+#[test]
 fn copies_keep_their_places_to_each_other() {
     let (folder, store) = store();
     let main = folder.path().join("plans/recovery/main.yaml");
@@ -71,7 +116,7 @@ fn copies_keep_their_places_to_each_other() {
         environment: Some("env".to_owned()),
         inputs: [("backup".to_owned(), Value::from("latest"))].into(),
     };
-    let run = store.claim(None, Timestamp::now()).unwrap().begin(&copies, Timestamp::now()).unwrap();
+    let run = store.claim(None, Timestamp::now()).unwrap().begin(&copies).unwrap();
     let copy = run.folder.plan_copy().unwrap();
     assert!(copy.ends_with("plan/recovery/main.yaml"));
     assert_eq!(std::fs::read_to_string(&copy).unwrap(), "main");

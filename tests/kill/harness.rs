@@ -218,7 +218,7 @@ fn flat(value: &Value) -> BTreeMap<String, Value> {
 /// Brings a run to its end in a fresh world; the n-th process of it dies at the n-th of `kills`.
 fn go(case: &Case, kills: &[usize]) -> Result<Went, String> {
     let world = World::new(case);
-    let mut run = run_id();
+    let run = run_id();
     let mut passed = Vec::new();
     let mut told = String::new();
     let mut locked = 0;
@@ -241,7 +241,6 @@ fn go(case: &Case, kills: &[usize]) -> Result<Went, String> {
             None if turn > 0 && case.way == Way::UndoAtOnce => {
                 return end(case, &world, &run, &Value::Null, passed);
             }
-            None if turn > 0 => run = run_id(),
             _ => {}
         }
         let kill = kills.get(turn).copied().filter(|at| *at > 0);

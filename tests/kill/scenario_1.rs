@@ -23,7 +23,6 @@ fn recover(stage: &Stage, number: usize, kill: Option<usize>) -> Result<(Vec<Str
         let has_begun = std::fs::read(&journal).is_ok_and(|journal| journal.contains(&b'\n'));
         if !has_begun {
             // Nothing was kept: it never began.
-            let _ = std::fs::remove_dir_all(stage.path(".lifeboat/runs").join(&run));
             output = process(stage, &begin, None).0;
             continue;
         }
