@@ -8,6 +8,7 @@ mod forms;
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, RwLock};
 
 use schemars::JsonSchema;
@@ -65,7 +66,7 @@ impl Redactor {
     /// password registers the password as well, since errors quote it alone.
     pub fn add(&self, secret: &str) {
         let mut forms = forms::of(secret);
-        if let Some(password) = url_password(secret) {
+        if let Some(password) = url_password(secret).map(|range| &secret[range]) {
             forms.extend(forms::of(password));
             forms.extend(forms::of(&percent_decode(password)));
         }
@@ -206,12 +207,13 @@ fn percent_decode(text: &str) -> String {
     String::from_utf8_lossy(&decoded).into_owned()
 }
 
-/// The password of `scheme://user:password@host…`, as it is written there.
-fn url_password(text: &str) -> Option<&str> {
-    let (_, rest) = text.split_once("://")?;
-    let authority = rest.split(['/', '?', '#']).next()?;
+/// Where the password of `scheme://user:password@host…` is, as it is written there.
+pub fn url_password(text: &str) -> Option<Range<usize>> {
+    let begins = text.find("://")? + 3;
+    let authority = text[begins..].split(['/', '?', '#']).next()?;
     let (user_info, _) = authority.rsplit_once('@')?;
-    user_info.split_once(':').map(|(_, password)| password)
+    let (user, _) = user_info.split_once(':')?;
+    Some(begins + user.len() + 1..begins + user_info.len())
 }
 
 #[cfg(test)]

@@ -4,24 +4,27 @@
 //! only prints it. Knows nothing of how problems are found.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use miette::{Diagnostic, LabeledSpan, MietteError, MietteSpanContents, SourceCode, SourceSpan, SpanContents};
+
+use crate::secret::url_password;
 
 /// A file's name and text, as problems show it.
 pub type File = Arc<Text>;
 
-/// A named text that shows places in it, long lines cut.
+/// A named text that shows places in it: long lines cut, passwords in URLs hidden.
 #[derive(Debug)]
 pub struct Text {
     name: String,
-    text: Arc<str>,
+    inner: Arc<str>,
+    shown: OnceLock<String>,
 }
 
 impl Text {
     /// A file's text.
     pub fn new(name: impl Into<String>, text: impl Into<Arc<str>>) -> Self {
-        Self { name: name.into(), text: text.into() }
+        Self { name: name.into(), inner: text.into(), shown: OnceLock::new() }
     }
 
     /// The file's name.
@@ -31,7 +34,7 @@ impl Text {
 
     /// The whole text.
     pub fn inner(&self) -> &str {
-        &self.text
+        &self.inner
     }
 }
 
@@ -44,30 +47,42 @@ impl SourceCode for Text {
     ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
         /// Bytes shown on each side of a place.
         const AROUND: usize = 400;
-        let whole = self.text.read_span(span, before, after)?;
+        let whole = self.inner.read_span(span, before, after)?;
         // One line may be a whole plan: JSON is YAML. What is far from the place is left out.
         let (start, end) = (whole.span().offset(), whole.span().offset() + whole.span().len());
-        let line = self.text[..span.offset()].rfind(['\n', '\r']).map_or(0, |at| at + 1);
+        let line = self.inner[..span.offset()].rfind(['\n', '\r']).map_or(0, |at| at + 1);
         let from = if span.offset() - line.max(start) > AROUND || line.saturating_sub(start) > AROUND * 2 {
-            self.text.floor_char_boundary(line.max(span.offset().saturating_sub(AROUND)))
+            self.inner.floor_char_boundary(line.max(span.offset().saturating_sub(AROUND)))
         } else {
             start
         };
         let place = span.offset() + span.len();
         let to =
-            if end - place.min(end) > AROUND * 2 { self.text.floor_char_boundary(place + AROUND) } else { end };
+            if end - place.min(end) > AROUND * 2 { self.inner.floor_char_boundary(place + AROUND) } else { end };
         let cut = from.max(start)..to.min(end).max(from);
-        let skipped = self.text[start..cut.start].matches('\n').count();
-        let column = if cut.start == start { whole.column() } else { self.text[line..cut.start].chars().count() };
+        let skipped = self.inner[start..cut.start].matches('\n').count();
+        let column = if cut.start == start { whole.column() } else { self.inner[line..cut.start].chars().count() };
         Ok(Box::new(MietteSpanContents::new_named(
             self.name.clone(),
-            &self.text.as_bytes()[cut.clone()],
+            &self.shown.get_or_init(|| without_passwords(&self.inner)).as_bytes()[cut.clone()],
             (cut.start, cut.len()).into(),
             whole.line() + skipped,
             column,
             whole.line_count(),
         )))
     }
+}
+
+/// A text that is as long, without what is written plainly between `user:` and `@host` of a URL: the place of a mistake
+/// beside it is shown to people who may not know it, in the log of a CI job, say.
+fn without_passwords(text: &str) -> String {
+    let mut shown = text.to_owned();
+    for (at, _) in text.match_indices("://") {
+        let url = text[at..].split(|c: char| c.is_whitespace() || "\"'`<>".contains(c)).next().unwrap_or_default();
+        let Some(range) = url_password(url).filter(|range| !url[range.clone()].contains("{{")) else { continue };
+        shown.replace_range(at + range.start..at + range.end, &"*".repeat(range.len()));
+    }
+    shown
 }
 
 /// A range of bytes in a file's text.
@@ -308,6 +323,15 @@ mod tests {
         assert_eq!(nearest("rety", known), Some("retry"));
         assert_eq!(nearest("postgre.restore", known), Some("postgres.restore"));
         assert_eq!(nearest("colour", known), None);
+    }
+
+    #[test]
+    fn a_password_beside_a_mistake_is_not_shown() {
+        let text = "a: [\"postgres://me:s3cr:ät@db/x\", \"redis://:{{env.PW}}@h\"]\nb: http://h/a:b@c x\n";
+        let shown = Text::new("x.yaml", text);
+        let contents = shown.read_span(&(0, 1).into(), 0, 1).unwrap();
+        let hidden = text.replace("s3cr:ät", "********");
+        assert_eq!(std::str::from_utf8(contents.data()).unwrap(), hidden);
     }
 
     #[test]
