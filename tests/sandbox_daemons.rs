@@ -7,10 +7,12 @@
     reason = "a test says what went wrong by panicking"
 )]
 
+#[path = "support/ports.rs"]
+mod ports;
+
 use std::path::Path;
 use std::process::{Command, Output};
 
-use lifeboat::service::sandbox::free_port;
 use serde_json::json;
 
 const PLAN: &str = "lifeboat: 1\nplan: move\ntargets: { dns: dns, mail: smtp }\nsteps:\n\
@@ -31,7 +33,7 @@ struct Project(tempfile::TempDir);
 impl Project {
     fn new() -> Self {
         let project = Self(tempfile::tempdir().unwrap());
-        let [dns, mail, objects, ssh] = std::array::from_fn(|_| free_port().unwrap());
+        let [dns, mail, objects, ssh] = std::array::from_fn(|_| ports::free_port());
         let tsig = json!({ "name": "lifeboat", "secret": "Zm9yIHRoZSBzYW5kYm94LCBubyBzZWNyZXQgYXQgYWxs" });
         // JSON is YAML.
         let environment = json!({ "lifeboat": 1, "environment": "it", "targets": {

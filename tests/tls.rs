@@ -187,7 +187,7 @@ async fn every_target_refuses_what_it_can_not_trust() {
 #[tokio::test]
 async fn redis_own_tls_is_spoken_to() {
     let authority = Authority::new();
-    let port = lifeboat::service::sandbox::free_port().unwrap();
+    let port = support::ports::free_port();
     let file = |name: &str| authority.file(name).display().to_string();
     let tls = format!("--port 0 --tls-port {port} --tls-auth-clients no --requirepass {SECRET}");
     let mut arguments: Vec<String> = tls.split(' ').map(str::to_owned).collect();

@@ -6,7 +6,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lifeboat::service::Target;
-use lifeboat::service::sandbox::free_port;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, geteuid};
 use serde_json::{Value, json};
@@ -145,7 +144,7 @@ impl Zone {
     /// `told`: whether the secondary hears of changes before it asks by itself, which it does in an hour.
     pub fn with(told: bool) -> Self {
         // Each is named in the other's settings.
-        let ports = [free_port().unwrap(), free_port().unwrap()];
+        let ports = [crate::support::ports::free_port(), crate::support::ports::free_port()];
         let notify =
             if told { format!("also-notify {{ 127.0.0.1 port {}; }};", ports[1]) } else { "notify no;".into() };
         let first = Named::start(

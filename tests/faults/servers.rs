@@ -1,6 +1,5 @@
 //! A database server that is restarted under a step.
 
-use lifeboat::service::sandbox::free_port;
 use serde_json::{Value, json};
 
 use crate::bench::Bench;
@@ -57,7 +56,7 @@ steps:
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_restarted_behind_a_fence_swaps_once_and_opens_it() {
-    let port = free_port().unwrap();
+    let port = crate::support::ports::free_port();
     let sandbox = json!({ "port": port, "password": "fence-test" });
     let environment = json!({
         "lifeboat": 1, "environment": "here", "targets": { "db": { "postgres": { "sandbox": sandbox } } },

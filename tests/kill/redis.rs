@@ -52,7 +52,7 @@ const REDIS: Case = Case {
     name: "redis",
     set: |world| {
         std::fs::create_dir_all(world.path("redis")).unwrap();
-        std::fs::write(world.path("port"), lifeboat::service::sandbox::free_port().unwrap().to_string()).unwrap();
+        std::fs::write(world.path("port"), crate::support::ports::free_port().to_string()).unwrap();
         run(&start(world));
         let stopping = stop(world);
         world.ends.borrow_mut().push(Box::new(move || run(&stopping)));

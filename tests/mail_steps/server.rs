@@ -34,8 +34,7 @@ impl Mail {
     /// With TLS by an authority of its own (`ca.pem`), and a name and password to log in with.
     pub fn with(tls: Tls, login: Option<&'static str>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut mail =
-            Self { folder, port: lifeboat::service::sandbox::free_port().unwrap(), tls, login, child: None };
+        let mut mail = Self { folder, port: crate::support::ports::free_port(), tls, login, child: None };
         mail.certificates();
         mail.up();
         mail

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use lifeboat::service::PostgresSandbox;
-use lifeboat::service::sandbox::{Cluster, free_port};
+use lifeboat::service::sandbox::Cluster;
 use serde_json::{Value, json};
 
 use crate::bench::Bench;
@@ -59,7 +59,7 @@ const WORK: &str = "  after:\n    postgres.query: { target: db, sql: \"SELECT 2\
 async fn another_cluster_at_the_same_address() {
     let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let [old, new] = [0, 1].map(|at| Cluster::new(folders[at].path().join("cluster")));
-    let port = free_port().unwrap();
+    let port = crate::support::ports::free_port();
     let settings =
         PostgresSandbox { port: Some(port), password: Some("same-for-both".into()), ..PostgresSandbox::default() };
     old.up(&settings).await.unwrap();

@@ -1,7 +1,6 @@
 //! `base_backup`, and the sandbox's archive and standby.
 
 use lifeboat::service::PostgresSandbox;
-use lifeboat::service::sandbox::free_port;
 use lifeboat::step::world::World;
 use lifeboat::step::{Action, AfterKill, Certainty};
 use serde_json::json;
@@ -61,7 +60,7 @@ async fn a_server_that_can_not_be_copied_is_said_before() {
 
 #[tokio::test]
 async fn a_sandboxs_standby_follows_and_goes_with_it() {
-    let port = free_port().unwrap();
+    let port = crate::support::ports::free_port();
     let settings = PostgresSandbox { standby: Some(port), ..PostgresSandbox::default() };
     let stage = Stage::new(settings.clone()).await;
     assert!(stage.cluster.is_up() && stage.cluster.address().unwrap().contains(&port.to_string()));

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use lifeboat::service::postgres::side::Side;
-use lifeboat::service::sandbox::{Cluster, free_port};
+use lifeboat::service::sandbox::Cluster;
 use lifeboat::service::{PostgresSandbox, Target};
 use serde_json::{Value, json};
 
@@ -30,7 +30,8 @@ impl Stage {
         let cluster = Cluster::new(folder.path().join("db"));
         cluster.up(&settings).await.unwrap();
         let url = cluster.url().unwrap().expose().to_owned();
-        let beside = json!({ "postgres": { "beside": { "like": "db", "port": free_port().unwrap() } } });
+        let beside =
+            json!({ "postgres": { "beside": { "like": "db", "port": crate::support::ports::free_port() } } });
         let backups = json!({ "storage": { "scheme": "fs", "root": folder.path().join("backups") } });
         let of = |target: Value| serde_json::from_value::<Target>(target).unwrap();
         let harness = Harness::with([("db", postgres(&url)), ("side", of(beside)), ("backups", of(backups))]);

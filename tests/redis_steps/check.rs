@@ -4,8 +4,9 @@ use lifeboat::step::world::World;
 use lifeboat::step::{Action, Certainty};
 use serde_json::json;
 
-use crate::server::{Redis, free_port, target};
+use crate::server::{Redis, target};
 use crate::support::Harness;
+use crate::support::ports::free_port;
 
 #[tokio::test]
 async fn a_server_that_is_well() {

@@ -4,7 +4,8 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::server::{Redis, free_port, run, store, target};
+use crate::server::{Redis, run, store, target};
+use crate::support::ports::free_port;
 use crate::support::{Harness, unique};
 
 /// A container that runs the host's own redis-server, removed at its end.

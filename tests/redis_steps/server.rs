@@ -18,16 +18,11 @@ pub struct Redis {
     child: Option<Child>,
 }
 
-/// A port that nobody listened on a moment ago.
-pub fn free_port() -> u16 {
-    lifeboat::service::sandbox::free_port().unwrap()
-}
-
 impl Redis {
     pub fn start(options: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let options = options.iter().map(|option| (*option).to_owned()).collect();
-        let mut redis = Self { folder, port: free_port(), options, child: None };
+        let mut redis = Self { folder, port: crate::support::ports::free_port(), options, child: None };
         redis.up();
         redis
     }

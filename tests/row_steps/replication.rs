@@ -35,15 +35,9 @@ fn succeeds(mut command: Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn free_port() -> u16 {
-    // Below the ports that the kernel hands to clients.
-    let start = 10_000 + (std::process::id() % 8_000) as u16;
-    (start..start + 1000).find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
-}
-
 impl Cluster {
     fn start(data: PathBuf, settings: &str) -> Self {
-        let port = free_port();
+        let port = crate::support::ports::free_port();
         let mut start = program("pg_ctl");
         let options = format!(
             "-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off {settings}"

@@ -1,6 +1,10 @@
 //! A stage for whole recoveries: the project's own plans, on a sandbox of its own.
 #![allow(dead_code, reason = "each test uses its part of it")]
 
+#[allow(clippy::duplicate_mod, reason = "a program of several modules may have it of its own")]
+#[path = "../support/ports.rs"]
+mod ports;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -8,8 +12,9 @@ use std::time::{Duration, Instant};
 use lifeboat::sandbox::seed::{Fingerprint, fingerprints};
 use lifeboat::secret::Redactor;
 use lifeboat::service::postgres::{Server, Session};
-use lifeboat::service::sandbox::{Cluster, free_port};
+use lifeboat::service::sandbox::Cluster;
 use lifeboat::service::{Services, Target};
+use ports::free_port;
 use serde_json::{Value, json};
 
 pub const DATABASE: &str = "manacore_auth";
@@ -53,7 +58,7 @@ impl Stage {
         let folder = tempfile::Builder::new().prefix("lifeboat-test-").tempdir().unwrap();
         let container = folder.path().file_name().unwrap().to_string_lossy().to_lowercase();
         let [auth, sink, side, redis, consumer, new_db, new_redis, names, mail, ssh] =
-            std::array::from_fn(|_| free_port().unwrap());
+            std::array::from_fn(|_| free_port());
         let stage = Self { health: format!("http://127.0.0.1:{auth}/health/ready"), folder, container };
         let environments = stage.path("plans/environments");
         std::fs::create_dir_all(&environments).unwrap();

@@ -11,6 +11,7 @@
     reason = "tests say what went wrong by panicking"
 )]
 
+pub mod ports;
 pub mod server;
 
 use std::collections::BTreeMap;

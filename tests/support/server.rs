@@ -28,10 +28,7 @@ impl Server {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        // Below the ports that the kernel hands to clients: it must be free still when the server starts again.
-        let start = 10_000 + u16::try_from(std::process::id() % 8_000).unwrap();
-        let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
-        let port = (start..start + 1000).find(free).unwrap();
+        let port = super::ports::free_port();
         let password = super::unique("password");
         let server = Self { folder, port, password };
         let file = server.path("password");

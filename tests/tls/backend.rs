@@ -48,7 +48,7 @@ impl Backends {
 }
 
 pub async fn start() -> Backends {
-    let (redis_port, smtp_port) = (free_port(), free_port());
+    let (redis_port, smtp_port) = (crate::support::ports::free_port(), crate::support::ports::free_port());
     let password = ["--port", &redis_port.to_string(), "--requirepass", crate::SECRET].map(str::to_owned);
     let redis = redis(&password, redis_port);
     let at = format!("127.0.0.1:{smtp_port}");
@@ -76,10 +76,6 @@ pub fn redis(arguments: &[String], port: u16) -> Server {
     let mut all = ["--bind", "127.0.0.1", "--save", ""].map(str::to_owned).to_vec();
     all.extend(arguments.iter().cloned());
     server("redis-server", &all, port)
-}
-
-fn free_port() -> u16 {
-    lifeboat::service::sandbox::free_port().unwrap()
 }
 
 fn server(program: &str, arguments: &[String], port: u16) -> Server {
