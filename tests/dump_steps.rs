@@ -33,3 +33,5 @@ mod rows;
 mod storages;
 #[path = "dump_steps/unproven.rs"]
 mod unproven;
+#[path = "dump_steps/whole.rs"]
+mod whole;

@@ -23,3 +23,4 @@ pub mod statement;
 pub mod survey;
 pub mod take;
 pub mod tap;
+pub mod whole;

@@ -1,6 +1,8 @@
 //! What one statement of a dump is: enough of its words to count rows, to name roles and
 //! extensions, and to leave out what must not be run. Never a parser of SQL.
 
+use std::ops::Range;
+
 /// A word, a quoted name, a quoted text or a sign.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Token {
@@ -147,7 +149,7 @@ pub fn kind(text: &[u8]) -> Kind {
             Kind::Database
         }
         "alter" if word(1, "table") && drops(&tokens) => Kind::CleanUp,
-        "alter" => owner(&tokens),
+        "alter" => owner(&tokens).map_or(Kind::Other, Kind::Owner),
         "grant" | "revoke" if tokens.windows(2).any(|pair| pair[0].is("on") && pair[1].is("database")) => {
             Kind::Database
         }
@@ -221,12 +223,12 @@ fn search_path_call(tokens: &[Token]) -> Kind {
 }
 
 /// `ALTER … OWNER TO role;`
-fn owner(tokens: &[Token]) -> Kind {
+pub(super) fn owner(tokens: &[Token]) -> Option<String> {
     match tokens {
         [.., owner, to, role, Token::Sign(';')] if owner.is("owner") && to.is("to") => {
-            role.name().map_or(Kind::Other, |role| Kind::Owner(role.to_owned()))
+            role.name().map(str::to_owned)
         }
-        _ => Kind::Other,
+        _ => None,
     }
 }
 
@@ -260,7 +262,7 @@ fn role(token: &Token) -> Option<String> {
 }
 
 /// The roles that a GRANT, a REVOKE, default privileges or a policy name.
-fn roles(tokens: &[Token]) -> Vec<String> {
+pub(super) fn roles(tokens: &[Token]) -> Vec<String> {
     let mut roles = vec![];
     let last = tokens.iter().rposition(|token| token.is("to") || token.is("from"));
     let by = tokens.windows(2).position(|pair| pair[0].is("for") && pair[1].is("role"));
@@ -283,17 +285,30 @@ fn roles(tokens: &[Token]) -> Vec<String> {
 
 /// The tokens of a statement; comments and the insides of dollar quotes are left out.
 pub(super) fn tokens(text: &[u8]) -> Vec<Token> {
-    let text = String::from_utf8_lossy(text);
+    placed(&String::from_utf8_lossy(text)).into_iter().map(|(_, token)| token).collect()
+}
+
+/// The same, and where each stands.
+pub(super) fn placed(text: &str) -> Vec<(Range<usize>, Token)> {
     let mut tokens = vec![];
     let mut rest = text.char_indices().peekable();
     // Only the beginning tells what a long statement is.
     while tokens.len() < 4096 {
         let Some((at, c)) = rest.next() else { break };
-        match c {
-            _ if c.is_ascii_whitespace() => {}
-            '-' if text[at..].starts_with("--") => while rest.next().is_some_and(|(_, c)| c != '\n') {},
-            '/' if text[at..].starts_with("/*") => skip_to(&mut rest, at + block_comment(&text[at..])),
-            '$' if let Some(length) = dollar_quote(&text[at..]) => skip_to(&mut rest, at + length),
+        let token = match c {
+            _ if c.is_ascii_whitespace() => continue,
+            '-' if text[at..].starts_with("--") => {
+                while rest.next().is_some_and(|(_, c)| c != '\n') {}
+                continue;
+            }
+            '/' if text[at..].starts_with("/*") => {
+                skip_to(&mut rest, at + block_comment(&text[at..]));
+                continue;
+            }
+            '$' if let Some(length) = dollar_quote(&text[at..]) => {
+                skip_to(&mut rest, at + length);
+                continue;
+            }
             '"' | '\'' => {
                 let mut inner = String::new();
                 while let Some((_, next)) = rest.next() {
@@ -305,7 +320,7 @@ pub(super) fn tokens(text: &[u8]) -> Vec<Token> {
                         break;
                     }
                 }
-                tokens.push(if c == '"' { Token::Name(inner) } else { Token::Text(inner) });
+                if c == '"' { Token::Name(inner) } else { Token::Text(inner) }
             }
             _ if is_word(c) => {
                 let mut word = String::from(c);
@@ -313,13 +328,15 @@ pub(super) fn tokens(text: &[u8]) -> Vec<Token> {
                     word.push(next);
                 }
                 if word.eq_ignore_ascii_case("e") && rest.next_if(|(_, next)| *next == '\'').is_some() {
-                    tokens.push(Token::Text(escaped(&mut rest)));
+                    Token::Text(escaped(&mut rest))
                 } else {
-                    tokens.push(Token::Word(word.to_lowercase()));
+                    Token::Word(word.to_lowercase())
                 }
             }
-            _ => tokens.push(Token::Sign(c)),
-        }
+            _ => Token::Sign(c),
+        };
+        let end = rest.peek().map_or(text.len(), |(after, _)| *after);
+        tokens.push((at..end, token));
     }
     tokens
 }

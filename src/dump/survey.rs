@@ -9,6 +9,7 @@ use super::manifest::table_name;
 use super::outline::Outline;
 use super::rows::{Hashes, RowSum, RowsHash};
 use super::statement::{Kind, copy_columns, kind};
+use super::whole::Whole;
 use crate::failure::Failure;
 
 /// What is left out of a dump while it is restored, besides commands of `psql`, transactions and what is said of
@@ -38,6 +39,8 @@ pub struct Survey {
     pub extensions: BTreeSet<String>,
     /// The database it was taken from, where the dump says so.
     pub database: Option<String>,
+    /// What it says of that database as a whole.
+    pub whole: Whole,
     /// The server it was taken from.
     pub server_version: Option<String>,
     /// The tool that wrote it.
@@ -218,8 +221,13 @@ impl Listener for Hearer {
                 self.survey.encoding.get_or_insert(encoding);
                 Verdict::Keep
             }
-            // The database to restore into is the step's to choose, and everything is one transaction.
-            Kind::Database | Kind::Transaction => Verdict::Drop,
+            // The database to restore into is the step's to choose: it says the same of that one itself.
+            Kind::Database => {
+                self.survey.whole.hear(&readable);
+                Verdict::Drop
+            }
+            // Everything is one transaction.
+            Kind::Transaction => Verdict::Drop,
             Kind::Rollback => {
                 return Err(Failure::permanent(format!("line {line} of the dump ends the restore's transaction"))
                     .help("this is not what pg_dump writes; look at the file before you trust it"));

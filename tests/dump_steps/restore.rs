@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use crate::fixture::{CONTENT, Place, ROWS, TABLES, gzip, likeness, pg_dump, role, tool, zstd};
 use crate::support::{postgres_url, sql, until, url_with, value};
 
-const RESTORE: &str = "postgres.restore";
+pub const RESTORE: &str = "postgres.restore";
 
-fn params(database: &str, path: &str, more: Value) -> Value {
+pub fn params(database: &str, path: &str, more: Value) -> Value {
     let mut params = json!({ "target": "db", "database": database, "from": { "storage": "store", "path": path } });
     params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     params

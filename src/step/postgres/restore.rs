@@ -25,6 +25,7 @@ use crate::dump::manifest::Format;
 use crate::dump::proof::{Proof, Watch, prove};
 use crate::dump::proven::proven;
 use crate::dump::source::Source;
+use crate::dump::whole::Said;
 use crate::failure::Failure;
 use crate::record::event::{Progress, ProgressUnit};
 use crate::service::postgres::tool::Version;
@@ -51,7 +52,9 @@ pub struct Restore {
     database: String,
     /// The dump.
     from: From,
-    /// Whether the database is created (it must not exist). Otherwise it must exist and be empty.
+    /// Whether the database is created (it must not exist), with the locale, owner, settings, privileges and
+    /// connection limit that a plain dump tells (`pg_dump --create`). Otherwise it must exist and be empty, and all that
+    /// stays as it is.
     #[serde(default)]
     create: bool,
     /// How many connections load the dump. A plain dump takes as many as there are processors
@@ -320,6 +323,12 @@ impl Restore {
 
     fn is_whole(&self) -> bool {
         self.schemas.is_empty() && self.tables.is_empty()
+    }
+
+    /// What is taken over of what the dump says of its database as a whole: of a whole dump, by a new database.
+    fn takes_over<'a>(&self, proof: &'a Proof) -> impl Iterator<Item = &'a Said> + use<'a> {
+        let (whole, access) = (self.create && self.is_whole(), self.owner == Owner::Keep);
+        proof.survey.whole.said.iter().filter(move |said| whole && (access || !said.access))
     }
 
     /// What part of a plain dump is restored, if not all of it.

@@ -57,6 +57,7 @@ impl Restore {
             self.create(session, &name, proof, cx).await?;
         }
         let filled = async {
+            self.try_whole(session, &name, proof).await?;
             if let Some(way) = &side_by_side {
                 way.load(server, storage, proof, &name, done, cx).await?;
             } else {
@@ -76,7 +77,7 @@ impl Restore {
             let loaded = self.count(server, storage, proof, &name, cx).await?;
             note["loaded"] = loaded.note();
             cx.note(note).await?;
-            self.give_name(session, &name, &loaded, cx).await?;
+            self.give_name(session, &name, proof, &loaded, cx).await?;
             Ok(loaded)
         };
         let failure: Failure = match filled.await {
@@ -113,44 +114,71 @@ impl Restore {
         cx: &RunCx,
     ) -> Result<(), Failure> {
         let attempted = format!("create database {name} for {}", self.database);
-        let mut encoding = String::new();
-        if let Some(said) =
-            proof.manifest.as_ref().map(|manifest| &manifest.encoding).or(proof.survey.encoding.as_ref())
-        {
-            encoding = format!(" ENCODING {}", literal(said));
-        }
-        let create = |locale: &str| format!("CREATE DATABASE {} TEMPLATE template0{encoding}{locale}", ident(name));
-        if let Some(manifest) = &proof.manifest {
-            let locale =
-                format!(" LC_COLLATE {} LC_CTYPE {}", literal(&manifest.collate), literal(&manifest.ctype));
-            match session.batch(&attempted, &create(&locale)).await {
-                Err(failure) if failure.message.contains("42809") || failure.message.contains("22023") => {
-                    cx.log(&format!("{failure}: the server's own locale is used instead\n"));
+        let said = proof.manifest.as_ref().map(|manifest| &manifest.encoding).or(proof.survey.encoding.as_ref());
+        let encoding = said.map(|said| format!("ENCODING {}", literal(said))).unwrap_or_default();
+        let as_it_was = match &proof.manifest {
+            Some(manifest) => Some(format!(
+                "{encoding} LC_COLLATE {} LC_CTYPE {}",
+                literal(&manifest.collate),
+                literal(&manifest.ctype)
+            )),
+            None => proof.survey.whole.options.clone(),
+        };
+        let create = |options: &str| format!("CREATE DATABASE {} TEMPLATE template0 {options}", ident(name));
+        if let Some(options) = as_it_was {
+            match session.batch(&attempted, &create(&options)).await {
+                // Another system's locale, another server's tablespace.
+                Err(failure) if !failure.transient => {
+                    cx.log(&format!("{failure}: the server's own locale and tablespace are used instead\n"));
                 }
                 answered => return answered,
             }
         }
-        match session.batch(&attempted, &create("")).await {
+        match session.batch(&attempted, &create(&encoding)).await {
             // What the dump is written in, not what it was taken from: the server turns it into its own.
             Err(failure) if proof.manifest.is_none() && failure.message.contains("22023") => {
                 cx.log(&format!("{failure}: the server's own encoding is used instead\n"));
-                session.batch(&attempted, &format!("CREATE DATABASE {} TEMPLATE template0", ident(name))).await
+                session.batch(&attempted, &create("")).await
             }
             answered => answered,
         }
+    }
+
+    /// Whether the server takes what the dump says of its database as a whole: seen before anything is loaded,
+    /// in force when the database gets its name, so that no setting is in the load's way.
+    async fn try_whole(&self, session: &Session, name: &str, proof: &Proof) -> Result<(), Failure> {
+        let said = self.said_of(name, proof);
+        if said.is_empty() {
+            return Ok(());
+        }
+        let tried =
+            session.batch("try the dump's settings of the database", &format!("BEGIN; {said} ROLLBACK")).await;
+        tried.map_err(|failure| {
+            failure.help(
+                "restore into a database that a step before creates (postgres.create_database), without `create`: \
+                 the dump's settings of the database, its owner and privileges are left out then",
+            )
+        })
+    }
+
+    /// What the dump says of its database as a whole, said of that one.
+    fn said_of(&self, database: &str, proof: &Proof) -> String {
+        self.takes_over(proof).map(|said| said.of(database)).collect::<Vec<_>>().join(" ")
     }
 
     pub(super) async fn give_name(
         &self,
         session: &Session,
         name: &str,
+        proof: &Proof,
         loaded: &Loaded,
         cx: &RunCx,
     ) -> Result<(), Failure> {
         let sql = format!(
-            "BEGIN; COMMENT ON DATABASE {working} IS {}; ALTER DATABASE {working} RENAME TO {}; COMMIT",
+            "BEGIN; COMMENT ON DATABASE {working} IS {}; ALTER DATABASE {working} RENAME TO {}; {} COMMIT",
             literal(&self.marker(cx, loaded)),
             ident(&self.database),
+            self.said_of(&self.database, proof),
             working = ident(name),
         );
         let deadline = Instant::now() + SESSIONS_GONE;
@@ -188,6 +216,9 @@ impl Restore {
         let inside = server.connect(Some(&self.database)).await?;
         let content = content(&inside).await?;
         drop(inside);
+        if !proof.survey.whole.said.is_empty() {
+            cx.log("left out: the owner, settings and privileges that the dump tells of its database\n");
+        }
         let ours = cx.notes.last().is_some_and(|(_, note)| note["oid"].as_u64() == Some(u64::from(database.oid)));
         let note = json!({ "system": system, "oid": database.oid });
         match content {

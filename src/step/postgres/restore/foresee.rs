@@ -1,6 +1,6 @@
 //! What would keep a restore from succeeding, seen before anything is touched.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Owner, Restore, content, not_empty};
 use crate::dump::manifest::Format;
@@ -25,18 +25,20 @@ impl Restore {
     ) -> Result<Vec<Failure>, Failure> {
         let mut missing = vec![];
         if !roles_will_be {
-            // Policies name theirs whoever owns the tables.
-            let named = &proof.survey.named_roles;
-            let owners =
-                proof.survey.roles.iter().filter(|role| self.owner == Owner::Keep && !named.contains(*role));
-            let wanted: Vec<&String> = named.iter().chain(owners).collect();
-            let sql = "SELECT w FROM unnest($1::text[]) w WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = w) ORDER BY 1";
+            // Policies and settings name theirs whoever owns the tables.
+            let (access, settings): (Vec<_>, Vec<_>) = self.takes_over(proof).partition(|said| said.access);
+            let settings = settings.into_iter().flat_map(|said| &said.roles);
+            let named: BTreeSet<&String> = proof.survey.named_roles.iter().chain(settings).collect();
+            let owners = proof.survey.roles.iter().filter(|_| self.owner == Owner::Keep);
+            let access = access.into_iter().flat_map(|said| &said.roles);
+            let wanted: Vec<&String> = named.iter().copied().chain(owners).chain(access).collect();
+            let sql = "SELECT DISTINCT w FROM unnest($1::text[]) w WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = w) ORDER BY 1";
             let rows = session.rows("look for the dump's roles", sql, &[&wanted]).await?;
             if !rows.is_empty() {
                 let roles: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
                 let needed = roles.iter().any(|role| named.contains(role));
                 let message = format!(
-                    "`{}` gives objects to roles, or has policies for them, that {} doesn't have: {}",
+                    "`{}` gives objects to roles, or has policies or settings for them, that {} doesn't have: {}",
                     self.from.path,
                     self.target,
                     roles.join(", ")
