@@ -207,12 +207,13 @@ fn percent_decode(text: &str) -> String {
     String::from_utf8_lossy(&decoded).into_owned()
 }
 
-/// Where the password of `scheme://user:password@host…` is, as it is written there.
+/// Where the password of `scheme://user:password@host…` is, as it is written there: also one with a sign that should be
+/// escaped, which PostgreSQL's clients take.
 pub fn url_password(text: &str) -> Option<Range<usize>> {
     let begins = text.find("://")? + 3;
     let authority = text[begins..].split(['/', '?', '#']).next()?;
-    let (user_info, _) = authority.rsplit_once('@')?;
-    let (user, _) = user_info.split_once(':')?;
+    let (user_info, _) = authority.rsplit_once('@').or_else(|| text[begins..].rsplit_once('@'))?;
+    let (user, _) = user_info.split_once(':').filter(|(user, _)| !user.contains(['/', '?', '#']))?;
     Some(begins + user.len() + 1..begins + user_info.len())
 }
 
@@ -232,6 +233,22 @@ mod tests {
         let redactor = Redactor::default();
         redactor.add("postgres://admin:p%40ss@db:5432/x");
         assert_eq!(redactor.redact("password p@ss refused"), format!("password {MASK} refused"));
+    }
+
+    #[test]
+    fn a_password_is_found_with_signs_that_should_be_escaped() {
+        for (url, password) in [
+            ("postgres://me:plain@db/x", Some("plain")),
+            ("postgres://me:s3c#ret@db/x", Some("s3c#ret")),
+            ("postgres://me:a/b?c@db/x", Some("a/b?c")),
+            ("postgres://me:a@b@db/x", Some("a@b")),
+            ("postgres://me@db/x", None),
+            ("https://hooks/x?to=me@example.org", None),
+            ("https://hooks/a:b@c", None),
+            ("me:plain@db", None),
+        ] {
+            assert_eq!(url_password(url).map(|range| &url[range]), password, "{url}");
+        }
     }
 
     #[test]

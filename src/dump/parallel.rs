@@ -50,6 +50,13 @@ const HELD: u64 = 144 << 20;
 /// How far a restore is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stage {
+    /// Tables are made: statements of theirs that were run.
+    Tables {
+        /// How many were.
+        done: u64,
+        /// How many there are.
+        total: u64,
+    },
     /// Statements and rows: bytes of the dump that were read.
     Rows {
         /// The bytes.

@@ -8,7 +8,7 @@ use super::lexer::{Lexer, Listener, Verdict};
 use super::manifest::table_name;
 use super::outline::Outline;
 use super::rows::{Hashes, RowSum, RowsHash};
-use super::statement::{Kind, copy_columns, kind};
+use super::statement::{Kind, conforming_strings, copy_columns, kind};
 use super::whole::Whole;
 use crate::failure::Failure;
 
@@ -71,6 +71,8 @@ pub(super) struct Hearer {
     sum: Option<(RowSum, Vec<String>)>,
     hashing: bool,
     search_path: Option<String>,
+    /// Whether a backslash escapes in every string.
+    old_strings: bool,
     /// Whether something was made: what was dropped before was there in another database.
     made: bool,
     headers: u32,
@@ -223,7 +225,7 @@ impl Listener for Hearer {
             }
             // The database to restore into is the step's to choose: it says the same of that one itself.
             Kind::Database => {
-                self.survey.whole.hear(&readable);
+                self.survey.whole.hear(&readable, self.old_strings);
                 Verdict::Drop
             }
             // Everything is one transaction.
@@ -251,7 +253,11 @@ impl Listener for Hearer {
             // A restore begins with nothing.
             Kind::CleanUp => Self::verdict(!self.made),
             Kind::TransactionTimeout => Self::verdict(self.rules.transaction_timeout),
-            Kind::Create | Kind::Other => Verdict::Keep,
+            Kind::Other => {
+                self.old_strings = conforming_strings(&readable).map_or(self.old_strings, |on| !on);
+                Verdict::Keep
+            }
+            Kind::Create => Verdict::Keep,
         })
     }
 

@@ -63,11 +63,18 @@ pub fn read(
     let rendered = templated.render_or(&taken.context(), |error| Ok(Value::from(format!("‹{}›", error.message))));
     let mut value = rendered.unwrap_or_default();
     let holes = taken.holes(&templated);
+    let given = value.clone();
     let misfits = schema::environment_shape().fill(&mut value, &holes);
     let errors = !misfits.is_empty();
-    // What comes from outside must not be repeated in a message.
+    // What comes from outside must not be repeated in a message, nor the beginning of it.
     let misfits = misfits.into_iter().map(|mut misfit| {
-        misfit.message = environment.redactor.redact(&misfit.message).into_owned();
+        let text = given.pointer(&misfit.pointer).and_then(Value::as_str).filter(|text| !text.is_empty());
+        for said in std::iter::once(&mut misfit.message).chain(&mut misfit.help) {
+            if let Some(text) = text {
+                *said = said.replace(&clip(text), &clip(&environment.redactor.redact(text)));
+            }
+            *said = environment.redactor.redact(said).into_owned();
+        }
         misfit
     });
     found.misfits("", misfits.collect());

@@ -78,9 +78,20 @@ impl SourceCode for Text {
 fn without_passwords(text: &str) -> String {
     let mut shown = text.to_owned();
     for (at, _) in text.match_indices("://") {
-        let url = text[at..].split(|c: char| c.is_whitespace() || "\"'`<>".contains(c)).next().unwrap_or_default();
-        let Some(range) = url_password(url).filter(|range| !url[range.clone()].contains("{{")) else { continue };
-        shown.replace_range(at + range.start..at + range.end, &"*".repeat(range.len()));
+        // It ends with the quotes that it stands in, or with a space.
+        let scheme = text[..at].trim_end_matches(|c: char| c.is_ascii_alphanumeric() || "+-.".contains(c));
+        let quote =
+            scheme.chars().next_back().filter(|c| "\"'`<".contains(*c)).map(|c| if c == '<' { '>' } else { c });
+        let url = text[at..].split(|c: char| c.is_whitespace() || Some(c) == quote).next().unwrap_or_default();
+        let Some(password) = url_password(url) else { continue };
+        // What a template stands for isn't written here.
+        let mut plain = at + password.start;
+        let end = at + password.end;
+        while plain < end {
+            let template = text[plain..end].find("{{").map_or(end, |opens| plain + opens);
+            shown.replace_range(plain..template, &"*".repeat(template - plain));
+            plain = text[template..end].find("}}").map_or(end, |closes| template + closes + 2);
+        }
     }
     shown
 }
@@ -303,10 +314,10 @@ pub fn quoted<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     names.into_iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// At most so much of a text from the plan is repeated in a message.
+/// At most so much of a text from the plan is repeated in a message, and no URL's password.
 pub fn clip(text: &str) -> String {
     const LONGEST: usize = 60;
-    let line = text.replace('\n', "⏎");
+    let line = without_passwords(text).replace('\n', "⏎");
     if line.chars().count() <= LONGEST {
         return line;
     }
@@ -327,10 +338,12 @@ mod tests {
 
     #[test]
     fn a_password_beside_a_mistake_is_not_shown() {
-        let text = "a: [\"postgres://me:s3cr:ät@db/x\", \"redis://:{{env.PW}}@h\"]\nb: http://h/a:b@c x\n";
+        let text = "a: [\"postgres://me:s3cr:ät@db/x\", \"redis://:{{env.PW}}@h\"]\nb: http://h/a:b@c x\n\
+                    c: 'redis://:ab{{env.PW}}cd@h'\nd: redis://:it's@h\n";
         let shown = Text::new("x.yaml", text);
-        let contents = shown.read_span(&(0, 1).into(), 0, 1).unwrap();
-        let hidden = text.replace("s3cr:ät", "********");
+        let contents = shown.read_span(&(0, 1).into(), 0, 3).unwrap();
+        let hidden = text.replace("s3cr:ät", "********").replace("ab{{env.PW}}cd", "**{{env.PW}}**");
+        let hidden = hidden.replace("it's", "****");
         assert_eq!(std::str::from_utf8(contents.data()).unwrap(), hidden);
     }
 

@@ -85,6 +85,22 @@ impl RunFolder {
         }
     }
 
+    /// Removes what a process left that was killed before the run began; the lock, which is held, stays.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        for entry in std::fs::read_dir(&self.path)? {
+            let entry = entry?;
+            if entry.path() == self.lock_path() {
+                continue;
+            }
+            if entry.file_type()?.is_dir() {
+                std::fs::remove_dir_all(entry.path())?;
+            } else {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Reads the journal and folds it.
     pub fn state(&self) -> Result<RunState, StoreError> {
         self.fold(&self.read()?.records)

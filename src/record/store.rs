@@ -136,6 +136,9 @@ impl StoreError {
     }
 }
 
+/// How often a folder may be gone before it is locked: each time another process gave it up in just that moment.
+const VANISHED: u32 = 100;
+
 impl Store {
     /// The store that `state:` names; a folder is relative to the current directory.
     ///
@@ -164,6 +167,7 @@ impl Store {
     pub fn claim(&self, given: Option<&RunId>, now: Timestamp) -> Result<Claim, StoreError> {
         let runs = self.root.join("runs");
         files::make_folder(&runs).map_err(|source| io_error("create", &runs, source))?;
+        let mut vanished = 0;
         loop {
             let id = given.cloned().unwrap_or_else(|| RunId::generate(now));
             let path = runs.join(id.as_str());
@@ -178,17 +182,22 @@ impl Store {
             }
             let lock = match folder.lock(now) {
                 // Whoever held it took the folder away.
-                Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
+                Err(StoreError::Io { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound && vanished < VANISHED =>
+                {
+                    vanished += 1;
+                    continue;
+                }
                 locked => locked?,
             };
             if folder.may_have_begun() {
                 return Err(StoreError::Exists(folder.id));
             }
-            let unbegun = Unbegun(Some(folder.path.clone()));
-            let claim = Claim { root: self.root.clone(), folder, unbegun, lock };
-            if is_new {
-                return Ok(claim);
+            if !is_new {
+                folder.clear().map_err(|source| io_error("clear", &folder.path, source))?;
             }
+            let unbegun = Unbegun(Some(folder.path.clone()));
+            return Ok(Claim { root: self.root.clone(), folder, unbegun, lock });
         }
     }
 
@@ -282,8 +291,10 @@ struct Unbegun(Option<PathBuf>);
 impl Drop for Unbegun {
     fn drop(&mut self) {
         if let Some(folder) = &self.0 {
-            // What can't be removed is in nobody's way: it holds no record.
-            let _ = std::fs::remove_dir_all(folder);
+            // First of all it gives its name up: who makes a folder of that name meanwhile has another one. What can't
+            // be removed is in nobody's way: it holds no record.
+            let gone = folder.with_file_name(format!(".gone-{:08x}", rand::random::<u32>()));
+            let _ = std::fs::rename(folder, &gone).and_then(|()| std::fs::remove_dir_all(&gone));
         }
     }
 }

@@ -80,6 +80,16 @@ fn an_id_that_no_run_began_with_is_taken_again() {
 }
 
 #[test]
+fn a_name_that_nothing_can_be_made_under_is_no_endless_search() {
+    let (_folder, store) = store();
+    let runs = store.root().join("runs");
+    std::fs::create_dir_all(&runs).unwrap();
+    std::os::unix::fs::symlink("/nowhere/at/all", runs.join("nightly")).unwrap();
+    let refused = store.claim(Some(&RunId::parse("nightly").unwrap()), Timestamp::now()).unwrap_err();
+    assert!(matches!(refused, StoreError::Io { .. }), "{refused}");
+}
+
+#[test]
 fn of_many_that_want_one_id_at_once_one_gets_it() {
     let (_folder, store) = store();
     let (id, now) = (RunId::parse("nightly").unwrap(), Timestamp::now());

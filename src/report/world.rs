@@ -169,7 +169,7 @@ fn said(step: &StepState) -> Option<String> {
     match &step.phase {
         Phase::Finished(Outcome::Succeeded { summary, .. }) => summary.clone(),
         Phase::Finished(Outcome::Failed { .. }) => Some("failed".to_owned()),
-        Phase::Finished(Outcome::Skipped { .. }) => Some("had begun, and was skipped then".to_owned()),
+        Phase::Finished(Outcome::Skipped { .. }) => Some("begun, and then skipped".to_owned()),
         Phase::Finished(_) => Some("was stopped in the middle".to_owned()),
         Phase::Retrying { .. } => Some("tries again".to_owned()),
         _ => Some("under way, or cut off".to_owned()),

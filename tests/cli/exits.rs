@@ -140,3 +140,24 @@ fn a_secret_shows_nowhere() {
     let found = Command::new("grep").args(["-rl", SECRET, ".lifeboat"]).current_dir(bench.path()).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&found.stdout), "", "files with the secret in them");
 }
+
+#[test]
+fn a_secret_that_stands_where_it_does_not_belong_is_not_repeated() {
+    const SECRET: &str = "correct-horse-battery-staple-of-more-than-sixty-characters-in-all-of-it";
+    let environment = "lifeboat: 1\nenvironment: wrong\ntargets:\n  a: { postgres: \"{{ env.SECRET }}\" }\n  \
+                       b: { postgres: \"postgres://app:{{ env.SECRET }}@db/x\" }\n  c: { postgres: 'postgres://app:plain-horse@db/x' }\n  \
+                       d: { http: { url: 'http://h', timeout: \"{{ env.SECRET }}\", retries: \"{{ env.SECRET }}\" } }\n";
+    let plan = "lifeboat: 1\nplan: x\nsteps:\n  a: { wait: { for: 1s } }\n";
+    let bench = Bench::new(&[("plan.yaml", plan), ("environments/wrong.yaml", environment)]);
+    for arguments in [
+        &["check", "plan.yaml", "--env", "wrong"][..],
+        &["check", "plan.yaml", "--env", "wrong", "--format", "json"],
+        &["run", "plan.yaml", "--env", "wrong"],
+    ] {
+        let output = bench.command(arguments).env("SECRET", SECRET).output().unwrap();
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(!output.status.success() && said.contains("postgres"), "{said}");
+        assert!(!said.contains("correct-horse") && !said.contains("plain-horse"), "{said}");
+    }
+}

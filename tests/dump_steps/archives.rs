@@ -4,18 +4,11 @@ use std::process::Command;
 
 use lifeboat::record::event::ProgressUnit;
 use lifeboat::step::AfterKill;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::fixture::{CONTENT, Place, ROWS, fake_tool, likeness, pg_dump, tool};
-use crate::support::{postgres_url, url_with, value};
-
-const RESTORE: &str = "postgres.restore";
-
-fn params(database: &str, path: &str, more: Value) -> Value {
-    let mut params = json!({ "target": "db", "database": database, "from": { "storage": "store", "path": path } });
-    params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    params
-}
+use crate::restore::{RESTORE, params};
+use crate::support::{postgres_url, sql, until, url_with, value};
 
 /// The database as `a.dump`, one file, and as `a.dir`, a folder.
 fn archive(place: &Place, database: &str) {
@@ -210,4 +203,31 @@ async fn a_load_side_by_side_says_how_far_it_is() {
     assert_eq!((told.done, told.total), (ROWS, Some(ROWS)), "{told:?}");
     let message = told.message.as_deref().unwrap();
     assert!(message.starts_with("loading: 3 of 3 tables, ") && message.ends_with(" indexes"), "{message}");
+}
+
+#[tokio::test]
+async fn a_kill_in_the_load_in_order_that_follows_a_failed_one_ends_in_one_whole_database() {
+    let script = "case \"$*\" in \
+        *--jobs*) $REAL \"$@\"; echo 'deadlock detected' >&2; exit 1;; \
+        *--exit-on-error*) $REAL \"$@\"; rc=$?; [ -e $0.hung ] || { touch $0.hung; sleep 60; }; exit $rc;; \
+        *) exec $REAL \"$@\";; esac";
+    let tools = fake_tool("pg_restore", script);
+    let place = Place::with_bin_dir("ar_killed", Some(tools.path()));
+    let database = place.names.create("live", CONTENT).await;
+    archive(&place, &database);
+    let restored = place.names.name("new");
+    let params = params(&restored, "a.dump", json!({ "create": true }));
+    let (step, cx) = (place.harness.step(RESTORE, params.clone()), place.harness.next_attempt());
+    let running = tokio::spawn(async move { step.run(&cx).await.map(drop) });
+    let hung = tools.path().join("pg_restore.hung");
+    until("it is loaded in order", || async { hung.exists() || running.is_finished() }).await;
+    running.abort();
+    assert!(running.await.unwrap_err().is_cancelled());
+    let after = place.harness.after_kill(RESTORE, params.clone()).await;
+    assert!(matches!(after, AfterKill::Partly { .. }), "{after:?}");
+    place.harness.run(RESTORE, params).await.unwrap();
+    assert_eq!(likeness(&restored), likeness(&database));
+    assert!(place.harness.journal.log_text().matches("once more over one connection").count() == 2);
+    sql("postgres", &format!("DROP DATABASE {restored}")).await;
+    nothing_left(&place, &restored).await;
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use lifeboat::record::event::Progress;
 use lifeboat::step::AfterKill;
 use serde_json::{Value, json};
 
@@ -66,6 +67,10 @@ async fn killed_again_and_again_it_loads_no_row_twice() {
     assert!(nothing_left(&place).await);
     let beside = place.harness.journal.notes().iter().filter(|(_, note)| note.get("tables").is_some()).count();
     assert!(beside > 2, "tables were made side by side: {beside}");
+    let told = place.harness.journal.progress_seen();
+    let tables = |seen: &&Progress| seen.message.as_deref() == Some("making tables");
+    assert!(told.iter().filter(tables).all(|seen| Some(seen.done) < seen.total));
+    assert!(told.iter().filter(tables).count() >= beside, "{told:?}");
     // The last attempt took only what the others had not: less than all of it.
     let all: BTreeSet<_> = chunks(&place, None).into_iter().collect();
     let bytes = |chunks: &[(u64, u64)]| chunks.iter().map(|(_, bytes)| bytes).sum::<u64>();

@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 use super::super::statement::{Token, tokens};
 use super::ledger::TABLES;
 use super::split::Statement;
-use super::{Ordered, Parallel, connect};
+use super::{Ordered, Parallel, Stage, connect};
 use crate::failure::Failure;
 use crate::kill;
 
@@ -114,6 +114,8 @@ pub async fn make(
         settings.apply(&session).await?;
         loop {
             let Some(batch) = missing.lock().await.pop_front() else { return Ok::<_, Failure>(()) };
+            let [done, total] = [batch.start, last.end].map(|at| (at - first.start) as u64);
+            of.journal.progress(Stage::Tables { done, total });
             session.batch("begin a transaction", "BEGIN").await?;
             let texts: Vec<&str> =
                 statements[batch.clone()].iter().map(|statement| statement.text.as_str()).collect();

@@ -297,7 +297,7 @@ impl Step for Backup {
             manifest.store(&storage, &writer(cx)).await?;
             Ok::<_, Failure>(done(&manifest))
         };
-        match proven.await {
+        match Box::pin(proven).await {
             Ok(done) => Ok(done),
             Err(failure) => Err(self.withdraw(&storage, failure).await),
         }

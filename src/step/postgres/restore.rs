@@ -331,6 +331,14 @@ impl Restore {
         proof.survey.whole.said.iter().filter(move |said| whole && (access || !said.access))
     }
 
+    /// What can't be taken over of that.
+    fn unread(&self, proof: &Proof) -> Option<String> {
+        let unread = proof.survey.whole.unread;
+        (self.create && self.is_whole() && unread > 0).then(|| {
+            format!("left out: {unread} statements about the database itself, which can't be read for certain")
+        })
+    }
+
     /// What part of a plain dump is restored, if not all of it.
     fn choice(&self, proof: &Proof) -> Result<Option<Choice>, Failure> {
         if self.is_whole() || proof.format != Format::Plain {

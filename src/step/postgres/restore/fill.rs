@@ -57,6 +57,9 @@ impl Restore {
             self.create(session, &name, proof, cx).await?;
         }
         let filled = async {
+            if let Some(left) = self.unread(proof) {
+                cx.log(&format!("{left}\n"));
+            }
             self.try_whole(session, &name, proof).await?;
             if let Some(way) = &side_by_side {
                 way.load(server, storage, proof, &name, done, cx).await?;
@@ -116,31 +119,34 @@ impl Restore {
         let attempted = format!("create database {name} for {}", self.database);
         let said = proof.manifest.as_ref().map(|manifest| &manifest.encoding).or(proof.survey.encoding.as_ref());
         let encoding = said.map(|said| format!("ENCODING {}", literal(said))).unwrap_or_default();
-        let as_it_was = match &proof.manifest {
-            Some(manifest) => Some(format!(
-                "{encoding} LC_COLLATE {} LC_CTYPE {}",
-                literal(&manifest.collate),
-                literal(&manifest.ctype)
-            )),
-            None => proof.survey.whole.options.clone(),
-        };
-        let create = |options: &str| format!("CREATE DATABASE {} TEMPLATE template0 {options}", ident(name));
-        if let Some(options) = as_it_was {
-            match session.batch(&attempted, &create(&options)).await {
-                // Another system's locale, another server's tablespace.
-                Err(failure) if !failure.transient => {
-                    cx.log(&format!("{failure}: the server's own locale and tablespace are used instead\n"));
-                }
-                answered => return answered,
-            }
+        let mut ways = vec![];
+        if let Some(manifest) = &proof.manifest {
+            let (collate, ctype) = (literal(&manifest.collate), literal(&manifest.ctype));
+            ways.push(format!("{encoding} LC_COLLATE {collate} LC_CTYPE {ctype}"));
+        } else {
+            let whole = &proof.survey.whole;
+            let options = whole.options.clone().unwrap_or_default();
+            ways.extend(whole.tablespace.iter().map(|tablespace| format!("{options} {tablespace}")));
+            ways.extend(whole.options.clone());
         }
-        match session.batch(&attempted, &create(&encoding)).await {
+        ways.push(encoding);
+        if proof.manifest.is_none() {
             // What the dump is written in, not what it was taken from: the server turns it into its own.
-            Err(failure) if proof.manifest.is_none() && failure.message.contains("22023") => {
-                cx.log(&format!("{failure}: the server's own encoding is used instead\n"));
-                session.batch(&attempted, &create("")).await
+            ways.push(String::new());
+        }
+        ways.dedup();
+        let mut ways = ways.into_iter().peekable();
+        loop {
+            let way = ways.next().unwrap_or_default();
+            let sql = format!("CREATE DATABASE {} TEMPLATE template0 {way}", ident(name));
+            match (session.batch(&attempted, &sql).await, ways.peek()) {
+                // Another server's tablespace, another system's locale, a client's encoding.
+                (Err(failure), Some(next)) if !failure.transient => {
+                    let next = if next.is_empty() { "the server's own encoding and locale" } else { next };
+                    cx.log(&format!("{failure}: once more with {next}\n"));
+                }
+                (answered, _) => return answered,
             }
-            answered => answered,
         }
     }
 
@@ -154,9 +160,12 @@ impl Restore {
         let tried =
             session.batch("try the dump's settings of the database", &format!("BEGIN; {said} ROLLBACK")).await;
         tried.map_err(|failure| {
+            if failure.transient {
+                return failure;
+            }
             failure.help(
-                "restore into a database that a step before creates (postgres.create_database), without `create`: \
-                 the dump's settings of the database, its owner and privileges are left out then",
+                "set `owner: none` if it is the owner or a privilege; otherwise restore without `create` into a \
+                 database that a step before creates (postgres.create_database): it keeps its own settings then",
             )
         })
     }

@@ -164,6 +164,10 @@ impl Restore {
                 format!("say `from: {{ database: {of} }}` if that is meant"),
             );
         }
+        if let Some(left) = self.unread(&proof) {
+            preview =
+                preview.warning(left, "look for `DATABASE` in the dump, and set it in a step after".to_owned());
+        }
         for left in self.choice(&proof)?.into_iter().flat_map(|choice| choice.left_out) {
             preview =
                 preview.warning(format!("left out: {left}"), "choose that, too, if the key is wanted".to_owned());

@@ -132,6 +132,12 @@ impl Journal for Notes {
 
     fn progress(&self, stage: Stage) {
         self.reporter.progress(match stage {
+            Stage::Tables { done, total } => Progress {
+                done,
+                total: Some(total),
+                unit: ProgressUnit::Items,
+                message: Some("making tables".to_owned()),
+            },
             Stage::Rows { read, what } => Progress {
                 done: read,
                 total: Some(self.bytes),

@@ -1,5 +1,5 @@
 //! What the old database hands on to the one that takes its place: owner, privileges,
-//! settings, connection limit, comment. A plain dump restored beside it has none of them.
+//! settings, connection limit, comment. A plain dump restored beside it has few of them, or older ones.
 
 use crate::failure::Failure;
 use crate::service::postgres::facts::Database;
