@@ -44,9 +44,9 @@ use split::{Event, Settings, Splitter, Statement};
 /// How many statements run in one transaction: each may lock several relations.
 const STATEMENTS: usize = 400;
 
-/// How much of rows wait or are loaded at once, at most. It takes twice as much memory: in COPY's binary form, and where
-/// pieces of it are copied. With 144 MiB a restore of 4 GiB took 324 MiB.
-const HELD: u64 = 60 << 20;
+/// How much of rows wait or are loaded at once, at most. Memory takes up to three times as much: in COPY's binary form,
+/// and where pieces are copied. A restore is to stay below 200 MB with any number of connections.
+const HELD: u64 = 44 << 20;
 
 /// How far a restore is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,8 +121,8 @@ impl std::fmt::Debug for Parallel<'_> {
 /// and little is lost with one, many enough that each is worth waiting for the disk.
 pub fn chunk_bytes(jobs: usize, proof: &Proof) -> u64 {
     let all: u64 = proof.survey.outline.copies.iter().sum();
-    let most = (HELD / (jobs as u64 + 3)).clamp(1 << 20, 32 << 20);
-    (all / 64).clamp(1 << 20, most)
+    let most = HELD / (jobs as u64 + 3);
+    (all / 64).clamp(most.min(1 << 20), most)
 }
 
 /// What became of an earlier attempt in `database`. Nothing when it must be made anew.

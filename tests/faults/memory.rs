@@ -73,7 +73,7 @@ fn highest(bench: &Bench, arguments: &[&str]) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restore_takes_little_memory_whatever_the_dump() {
     let names = Databases::new("fa_memory");
-    for (at, (long, jobs)) in [(0, 2), (60, 1), (60, 2)].into_iter().enumerate() {
+    for (at, (long, jobs)) in [(0, 2), (0, 64), (60, 1), (60, 2)].into_iter().enumerate() {
         let new = names.name(&format!("new{at}"));
         let plan = json!({
             "lifeboat": 1, "plan": "restore",

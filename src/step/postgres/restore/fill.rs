@@ -25,6 +25,10 @@ use crate::step::RunCx;
 use crate::step::postgres::{POLL, SESSIONS_GONE, end_leftovers};
 use crate::step::storage::taken_at;
 
+/// What a server answers that lacks a locale, a tablespace or an encoding, or doesn't know an option yet:
+/// <https://www.postgresql.org/docs/15/errcodes-appendix.html>.
+const CANT_BE_MADE: [&str; 5] = ["42809", "22023", "42704", "42601", "0A000"];
+
 impl Restore {
     /// Creates a database under a name of this run's own, fills it, and gives it its name.
     pub(super) async fn fill_new(
@@ -141,7 +145,7 @@ impl Restore {
             let sql = format!("CREATE DATABASE {} TEMPLATE template0 {way}", ident(name));
             match (session.batch(&attempted, &sql).await, ways.peek()) {
                 // Another server's tablespace, another system's locale, a client's encoding.
-                (Err(failure), Some(next)) if !failure.transient => {
+                (Err(failure), Some(next)) if CANT_BE_MADE.iter().any(|code| failure.message.contains(code)) => {
                     let next = if next.is_empty() { "the server's own encoding and locale" } else { next };
                     cx.log(&format!("{failure}: once more with {next}\n"));
                 }
