@@ -45,7 +45,8 @@ use split::{Event, Settings, Splitter, Statement};
 const STATEMENTS: usize = 400;
 
 /// How much of rows wait or are loaded at once, at most. Memory takes up to three times as much: in COPY's binary form,
-/// and where pieces are copied. A restore is to stay below 200 MB with any number of connections.
+/// and where pieces are copied.
+/// With many connections, each of which holds something, it is more than that.
 const HELD: u64 = 44 << 20;
 
 /// How far a restore is.
