@@ -15,6 +15,7 @@ mod narrow;
 mod order;
 mod split;
 mod tables;
+mod vacuum;
 mod worker;
 
 use std::sync::Arc;
@@ -217,6 +218,7 @@ impl Parallel<'_> {
                     Event::Copy(copy) => {
                         if pool.is_none() {
                             self.before_rows(ordered, &std::mem::take(&mut before)).await?;
+                            vacuum::off(ordered.main, &self.proof.survey.rows).await?;
                             pool = Some(self.pool(ordered.main).await?);
                         }
                         cutter.begin(copy)?;

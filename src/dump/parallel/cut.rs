@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 
 use super::super::outline::Name;
+use super::super::source::PIECE;
 use super::split::{Copy, Settings};
 use crate::failure::Failure;
 
@@ -123,6 +124,10 @@ impl<'a> Cutter<'a> {
         if current.held.is_empty() {
             current.held = rows;
         } else {
+            // At once what a chunk takes: grown bit by bit it would be copied each time, and take up to twice as much.
+            let takes =
+                self.copies.get(self.begun - 1).map_or(0, |bytes| (*bytes as usize).min(self.chunk + PIECE));
+            current.held.reserve(takes.saturating_sub(current.held.len()));
             current.held.extend_from_slice(&rows);
         }
         while let Some(end) = self.end_of_chunk(&current.held) {

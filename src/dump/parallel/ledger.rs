@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::Journal;
+use super::{Journal, vacuum};
 use crate::dump::choice::Choice;
 use crate::dump::survey::Rules;
 use crate::failure::Failure;
@@ -18,7 +18,7 @@ use crate::kill;
 use crate::service::postgres::{Session, literal};
 
 /// Where the ledger is.
-const SCHEMA: &str = "\"lifeboat:restore\"";
+pub const SCHEMA: &str = "\"lifeboat:restore\"";
 
 /// Statements, up to a number.
 pub const STATEMENTS: &str = "statements";
@@ -28,6 +28,9 @@ pub const TABLES: &str = "tables";
 
 /// A chunk of rows.
 pub const CHUNK: &str = "chunk";
+
+/// A table that autovacuum is kept from, by its oid.
+pub const AUTOVACUUM: &str = "autovacuum";
 
 /// What an earlier attempt did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +91,7 @@ impl Ledger {
 
     /// Ends the ledger within the last transaction.
     pub async fn close(&self, session: &Session) -> Result<(), Failure> {
+        vacuum::on(session).await?;
         let sql = format!("DROP TABLE {SCHEMA}.done; DROP SCHEMA {SCHEMA}");
         session.batch("end the restore's ledger", &sql).await
     }
@@ -160,6 +164,7 @@ pub async fn recall(session: &Session, notes: &[&Value], identity: &str) -> Resu
             STATEMENTS if noted(notes, what, number, note) => done.statements = done.statements.max(number),
             TABLES if noted(notes, what, number, note) => drop(done.tables.insert(number)),
             CHUNK if noted(notes, what, number, note) => drop(done.chunks.insert(number)),
+            AUTOVACUUM => {}
             _ => return Ok(None),
         }
     }

@@ -20,8 +20,10 @@ pub enum Task {
     Last(Vec<Statement>),
 }
 
-/// A table of fewer rows is small: what is built of it takes less than to ask for it.
-const SMALL: u64 = 10_000;
+/// Whether a table of so many rows is small: what is built of it takes less than to ask for it.
+pub const fn is_small(rows: u64) -> bool {
+    rows < 10_000
+}
 
 /// A statement that may run beside others, in a transaction of its own or with others of small tables.
 #[derive(Debug)]
@@ -47,7 +49,12 @@ pub struct Build {
 impl Build {
     /// Whether its table is known to be small.
     pub fn is_small(&self) -> bool {
-        self.rows.is_some_and(|rows| rows < SMALL)
+        self.rows.is_some_and(is_small)
+    }
+
+    /// Whether it sorts its rows: a B-tree does, however it is asked for.
+    pub fn is_sorted(&self) -> bool {
+        [" USING btree (", " PRIMARY KEY (", " UNIQUE ("].iter().any(|kind| self.statement.text.contains(kind))
     }
 
     /// Leaves a foreign key's rows unlooked at, and gives the statement that looks through them, unless its tables have

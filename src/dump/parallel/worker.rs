@@ -21,8 +21,8 @@ use crate::failure::Failure;
 use crate::kill;
 use crate::service::postgres::{Session, ident};
 
-/// How much is sent at once.
-const PIECE: usize = 256 << 10;
+/// How much is sent at once. Each connection holds a few of these.
+const PIECE: usize = 64 << 10;
 
 /// A longer row goes over as it is: it isn't held a second time.
 const LONG: usize = 4 << 20;

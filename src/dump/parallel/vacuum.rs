@@ -1,0 +1,47 @@
+//! Keeps autovacuum away from the tables that are loaded, until all is there. It would hold the lock that each key
+//! waits for, until the server's `deadlock_timeout` makes it give way, and read and write rows that are just written.
+//!
+//! What is turned off is written in the ledger by the transaction that does it, so that it is turned on again whoever
+//! ends the restore.
+
+use std::collections::BTreeMap;
+
+use super::ledger::{AUTOVACUUM, SCHEMA};
+use super::order::is_small;
+use crate::dump::manifest::table_name;
+use crate::failure::Failure;
+use crate::service::postgres::Session;
+
+/// Turns it off for tables that aren't small, but for those of which the dump says itself what it wants.
+pub async fn off(session: &Session, rows: &BTreeMap<String, u64>) -> Result<(), Failure> {
+    let sql = "SELECT n.nspname::text, c.relname::text, pg_catalog.format('%I.%I', n.nspname, c.relname), c.oid \
+                 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                WHERE c.relkind = 'r' AND pg_catalog.pg_has_role(c.relowner, 'USAGE') \
+                  AND NOT EXISTS (SELECT FROM pg_catalog.unnest(c.reloptions) o WHERE o LIKE 'autovacuum_enabled=%')";
+    let tables = session.rows("look which tables autovacuum may touch", sql, &[]).await?;
+    let mut turned_off = String::new();
+    for table in tables {
+        if is_small(rows.get(&table_name(table.get(0), table.get(1))).copied().unwrap_or_default()) {
+            continue;
+        }
+        let (name, oid): (&str, u32) = (table.get(2), table.get(3));
+        turned_off += &format!(
+            "ALTER TABLE {name} SET (autovacuum_enabled = false); \
+             INSERT INTO {SCHEMA}.done VALUES ('{AUTOVACUUM}', {oid}, ''); "
+        );
+    }
+    // Several statements at once are one transaction.
+    session.batch("keep autovacuum away", &turned_off).await
+}
+
+/// Turns it on again, where [`off`] turned it off.
+pub async fn on(session: &Session) -> Result<(), Failure> {
+    let sql = format!(
+        "SELECT pg_catalog.format('ALTER TABLE %I.%I RESET (autovacuum_enabled);', n.nspname, c.relname) \
+           FROM {SCHEMA}.done d JOIN pg_catalog.pg_class c ON c.oid = d.number \
+           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE d.what = '{AUTOVACUUM}'"
+    );
+    let statements = session.rows("look which tables autovacuum is kept from", &sql, &[]).await?;
+    let statements: Vec<&str> = statements.iter().map(|row| row.get(0)).collect();
+    session.batch("let autovacuum in", &statements.concat()).await
+}
