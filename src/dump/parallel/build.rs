@@ -380,7 +380,7 @@ mod tests {
     fn a_sort_takes_as_much_as_one_merge_of_its_runs_needs() {
         for rows in [1, 1_000_000, 100_000_000, u64::MAX] {
             let kib = one_merge(rows, 2);
-            assert!(kib >= 8 << 10 && kib <= 256 << 10, "{rows}: {kib}");
+            assert!((8 << 10..=256 << 10).contains(&kib), "{rows}: {kib}");
             let (runs, most) = (rows / 10 / kib, kib / 264);
             assert!(kib == 256 << 10 || runs <= most, "{rows}: {runs} runs, {most} at once");
         }

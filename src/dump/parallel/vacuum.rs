@@ -19,19 +19,19 @@ pub async fn off(session: &Session, rows: &BTreeMap<String, u64>) -> Result<(), 
                 WHERE c.relkind = 'r' AND pg_catalog.pg_has_role(c.relowner, 'USAGE') \
                   AND NOT EXISTS (SELECT FROM pg_catalog.unnest(c.reloptions) o WHERE o LIKE 'autovacuum_enabled=%')";
     let tables = session.rows("look which tables autovacuum may touch", sql, &[]).await?;
-    let mut turned_off = String::new();
-    for table in tables {
-        if is_small(rows.get(&table_name(table.get(0), table.get(1))).copied().unwrap_or_default()) {
-            continue;
-        }
+    let tables = tables.iter().filter(|table| {
+        let rows = rows.get(&table_name(table.get(0), table.get(1))).copied();
+        !is_small(rows.unwrap_or_default())
+    });
+    let turned_off = tables.map(|table| {
         let (name, oid): (&str, u32) = (table.get(2), table.get(3));
-        turned_off += &format!(
+        format!(
             "ALTER TABLE {name} SET (autovacuum_enabled = false); \
-             INSERT INTO {SCHEMA}.done VALUES ('{AUTOVACUUM}', {oid}, ''); "
-        );
-    }
+             INSERT INTO {SCHEMA}.done VALUES ('{AUTOVACUUM}', {oid}, '');"
+        )
+    });
     // Several statements at once are one transaction.
-    session.batch("keep autovacuum away", &turned_off).await
+    session.batch("keep autovacuum away", &turned_off.collect::<Vec<_>>().concat()).await
 }
 
 /// Turns it on again, where [`off`] turned it off.
