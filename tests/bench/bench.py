@@ -133,6 +133,8 @@ class Table:
                 what, result.name, f"{result.seconds:.3f}", ratio, f"{result.peak_mib:.1f}",
                 str(result.runs), result.note,
             ))
+            # Of a bench that is ended early stays what was measured.
+            print("bench:", " ".join(cell for cell in self.rows[-1] if cell), file=sys.stderr, flush=True)
             what = ""
 
     def print(self):

@@ -21,24 +21,6 @@ const STATEMENTS: usize = 32;
 /// How often a statement is tried that another one's locks keep from running.
 const TRIES: usize = 5;
 
-impl Idle {
-    async fn sort(mut self, sorting: Sorting, jobs: usize) -> Result<Self, Failure> {
-        if self.sorting != sorting {
-            let sql = match sorting {
-                Sorting::AsSet => {
-                    format!("RESET maintenance_work_mem; RESET max_parallel_maintenance_workers; {}", memory(jobs))
-                }
-                Sorting::Alone(kib) => {
-                    format!("SET maintenance_work_mem = {kib}; SET max_parallel_maintenance_workers = 0")
-                }
-            };
-            self.session.batch("set up the session", &sql).await?;
-            self.sorting = sorting;
-        }
-        Ok(self)
-    }
-}
-
 /// Builds what it is given.
 pub struct Builder<'a> {
     journal: &'a dyn Journal,
@@ -59,6 +41,25 @@ struct Idle {
     applied: Settings,
     /// And of how it sorts.
     sorting: Sorting,
+}
+
+impl Idle {
+    /// Tells the session how to sort, if it was told otherwise.
+    async fn sort(mut self, sorting: Sorting, jobs: usize) -> Result<Self, Failure> {
+        if self.sorting != sorting {
+            let sql = match sorting {
+                Sorting::AsSet => {
+                    format!("RESET maintenance_work_mem; RESET max_parallel_maintenance_workers; {}", memory(jobs))
+                }
+                Sorting::Alone(kib) => {
+                    format!("SET maintenance_work_mem = {kib}; SET max_parallel_maintenance_workers = 0")
+                }
+            };
+            self.session.batch("set up the session", &sql).await?;
+            self.sorting = sorting;
+        }
+        Ok(self)
+    }
 }
 
 /// How a session sorts.
@@ -212,7 +213,7 @@ impl<'a> Builder<'a> {
                     let what = format!("{} of {}", build.name, build.table.1);
                     self.journal.progress(Stage::Built { done: self.done, total: self.total, what });
                 }
-                let busy = (running.len() + 1 + waiting.len()).min(self.jobs);
+                let busy = self.jobs.min(1 + running.len() + beside(&batch, &waiting, &running));
                 let sorting = Sorting::of(&batch.builds, busy, self.jobs);
                 let batch = Arc::new(batch);
                 running.push((next, batch.clone()));
@@ -283,6 +284,13 @@ async fn build(mut idle: Idle, builds: &[Build], resumed: bool) -> Result<Idle, 
         }
     }
     Ok(idle)
+}
+
+/// How many of those that wait may run beside this one and those that do, each by itself.
+fn beside(batch: &Batch, waiting: &VecDeque<Batch>, running: &[(usize, Arc<Batch>)]) -> usize {
+    let fits =
+        |other: &&Batch| !other.conflicts(batch) && running.iter().all(|(_, running)| !other.conflicts(running));
+    waiting.iter().filter(fits).count()
 }
 
 /// The first that may run beside those that do.
@@ -374,6 +382,24 @@ mod tests {
         ] {
             assert_eq!(Sorting::of(&builds, busy, jobs), Sorting::AsSet, "{builds:?}");
         }
+    }
+
+    #[test]
+    fn what_must_wait_for_a_build_keeps_no_core_busy_meanwhile() {
+        let key = || {
+            let text = "ALTER TABLE ONLY a.t ADD CONSTRAINT i UNIQUE (b);";
+            let mut batch = Batch::default();
+            batch.add(Build { shares: false, ..index(Some(1_000_000), text) });
+            batch
+        };
+        let other = || {
+            let mut batch = key();
+            batch.locks = BTreeSet::from([(Some("a".to_owned()), "other".to_owned())]);
+            batch
+        };
+        assert_eq!(beside(&key(), &VecDeque::from([key(), key()]), &[]), 0);
+        assert_eq!(beside(&key(), &VecDeque::from([key(), other()]), &[]), 1);
+        assert_eq!(beside(&key(), &VecDeque::from([key(), other()]), &[(0, Arc::new(other()))]), 0);
     }
 
     #[test]
