@@ -102,7 +102,7 @@ async fn killed_near_its_end_it_loads_the_rest_alone() {
         if at < notes.len() - 1 {
             let working = format!("lifeboat_{}_the-step", fresh.harness.run);
             let kept =
-                "SELECT string_agg(relname, ' ') FROM pg_class WHERE 'autovacuum_enabled=false' = ANY (reloptions)";
+                "SELECT string_agg(relname, ' ') FROM pg_class WHERE 'autovacuum_enabled=no' = ANY (reloptions)";
             let kept = value(&working, kept).await;
             assert_eq!(kept.as_deref(), Some("big"), "neither small ones nor one that says itself what it wants");
         }
@@ -229,4 +229,20 @@ async fn an_error_names_table_and_line_and_leaves_nothing() {
         assert!(!failure.transient && nothing_left(&place).await, "{failure}");
         assert!(value("postgres", &format!("SELECT 1 FROM pg_database WHERE datname = '{new}'")).await.is_none());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dump_sets_of_autovacuum_after_its_rows_stays() {
+    let place = Place::new("rr_vacuum");
+    let live = place.names.create("live", &content("")).await;
+    let dump = String::from_utf8(pg_dump(&live, &[])).unwrap();
+    let end = "--\n-- PostgreSQL database dump complete";
+    let own = format!("ALTER TABLE public.big SET (autovacuum_enabled = off);\n\n{end}");
+    assert!(dump.contains(end));
+    std::fs::write(place.path("a.sql"), dump.replace(end, &own)).unwrap();
+    let new = place.names.name("new");
+    place.harness.run(RESTORE, params(&new, "a.sql", json!({ "jobs": 2 }))).await.unwrap();
+    assert!(!chunks(&place, None).is_empty());
+    let options = value(&new, "SELECT reloptions::text FROM pg_class WHERE relname = 'big'").await;
+    assert_eq!(options.as_deref(), Some("{autovacuum_enabled=off}"));
 }

@@ -407,8 +407,8 @@ mod tests {
         for rows in [1, 1_000_000, 100_000_000, u64::MAX] {
             let kib = one_merge(rows, 2);
             assert!((8 << 10..=256 << 10).contains(&kib), "{rows}: {kib}");
-            let (runs, most) = (rows / 10 / kib, kib / 264);
-            assert!(kib == 256 << 10 || runs <= most, "{rows}: {runs} runs, {most} at once");
+            let (runs, most) = (u128::from(rows) * 100 / 1024 / u128::from(kib), kib / 264);
+            assert!(kib == 256 << 10 || runs <= most.into(), "{rows}: {runs} runs, {most} at once");
         }
         assert_eq!(one_merge(u64::MAX, 64), 16 << 10, "a gigabyte is shared");
     }

@@ -12,6 +12,9 @@ use crate::dump::manifest::table_name;
 use crate::failure::Failure;
 use crate::service::postgres::Session;
 
+/// How the option is set. No dump writes it so: what a dump sets meanwhile is told from it.
+const OFF: &str = "autovacuum_enabled=no";
+
 /// Turns it off for tables that aren't small, but for those of which the dump says itself what it wants.
 pub async fn off(session: &Session, rows: &BTreeMap<String, u64>) -> Result<(), Failure> {
     let sql = "SELECT n.nspname::text, c.relname::text, pg_catalog.format('%I.%I', n.nspname, c.relname), c.oid \
@@ -26,7 +29,7 @@ pub async fn off(session: &Session, rows: &BTreeMap<String, u64>) -> Result<(), 
     let turned_off = tables.map(|table| {
         let (name, oid): (&str, u32) = (table.get(2), table.get(3));
         format!(
-            "ALTER TABLE {name} SET (autovacuum_enabled = false); \
+            "ALTER TABLE {name} SET ({OFF}); \
              INSERT INTO {SCHEMA}.done VALUES ('{AUTOVACUUM}', {oid}, '');"
         )
     });
@@ -39,7 +42,8 @@ pub async fn on(session: &Session) -> Result<(), Failure> {
     let sql = format!(
         "SELECT pg_catalog.format('ALTER TABLE %I.%I RESET (autovacuum_enabled);', n.nspname, c.relname) \
            FROM {SCHEMA}.done d JOIN pg_catalog.pg_class c ON c.oid = d.number \
-           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE d.what = '{AUTOVACUUM}'"
+           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+          WHERE d.what = '{AUTOVACUUM}' AND '{OFF}' = ANY (c.reloptions)"
     );
     let statements = session.rows("look which tables autovacuum is kept from", &sql, &[]).await?;
     let statements: Vec<&str> = statements.iter().map(|row| row.get(0)).collect();
