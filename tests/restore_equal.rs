@@ -32,3 +32,5 @@ mod fixture;
 mod reader;
 #[path = "restore_equal/resume.rs"]
 mod resume;
+#[path = "restore_equal/server.rs"]
+mod server;

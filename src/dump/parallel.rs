@@ -399,6 +399,7 @@ impl Ordered<'_> {
         let main = self.main;
         main.batch("begin a transaction", "BEGIN").await?;
         if ends {
+            vacuum::on(main).await?;
             self.ledger.close(main).await?;
         } else if self.run == 0 {
             self.ledger.open(main).await?;

@@ -230,19 +230,3 @@ async fn an_error_names_table_and_line_and_leaves_nothing() {
         assert!(value("postgres", &format!("SELECT 1 FROM pg_database WHERE datname = '{new}'")).await.is_none());
     }
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_dump_sets_of_autovacuum_after_its_rows_stays() {
-    let place = Place::new("rr_vacuum");
-    let live = place.names.create("live", &content("")).await;
-    let dump = String::from_utf8(pg_dump(&live, &[])).unwrap();
-    let end = "--\n-- PostgreSQL database dump complete";
-    let own = format!("ALTER TABLE public.big SET (autovacuum_enabled = off);\n\n{end}");
-    assert!(dump.contains(end));
-    std::fs::write(place.path("a.sql"), dump.replace(end, &own)).unwrap();
-    let new = place.names.name("new");
-    place.harness.run(RESTORE, params(&new, "a.sql", json!({ "jobs": 2 }))).await.unwrap();
-    assert!(!chunks(&place, None).is_empty());
-    let options = value(&new, "SELECT reloptions::text FROM pg_class WHERE relname = 'big'").await;
-    assert_eq!(options.as_deref(), Some("{autovacuum_enabled=off}"));
-}

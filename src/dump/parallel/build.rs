@@ -25,7 +25,10 @@ const TRIES: usize = 5;
 pub struct Builder<'a> {
     journal: &'a dyn Journal,
     idle: Vec<Idle>,
+    /// How many of these there are.
     jobs: usize,
+    /// How many there might be, were there as much to build.
+    allowed: usize,
     /// What an earlier attempt built: schema, table, name; and whether it was validated.
     there: BTreeMap<(String, String, String), bool>,
     /// Whether there was an earlier attempt.
@@ -47,13 +50,15 @@ impl Idle {
     /// Tells the session how to sort, if it was told otherwise.
     async fn sort(mut self, sorting: Sorting, jobs: usize) -> Result<Self, Failure> {
         if self.sorting != sorting {
+            let as_set =
+                format!("RESET maintenance_work_mem; RESET max_parallel_maintenance_workers; {}", memory(jobs));
             let sql = match sorting {
-                Sorting::AsSet => {
-                    format!("RESET maintenance_work_mem; RESET max_parallel_maintenance_workers; {}", memory(jobs))
-                }
-                Sorting::Alone(kib) => {
-                    format!("SET maintenance_work_mem = {kib}; SET max_parallel_maintenance_workers = 0")
-                }
+                Sorting::AsSet => as_set,
+                Sorting::Alone(kib) => format!(
+                    "{as_set}; SET max_parallel_maintenance_workers = 0; \
+                     SELECT pg_catalog.set_config('maintenance_work_mem', least({kib}, setting::bigint)::text, false) \
+                       FROM pg_catalog.pg_settings WHERE name = 'maintenance_work_mem'"
+                ),
             };
             self.session.batch("set up the session", &sql).await?;
             self.sorting = sorting;
@@ -67,21 +72,21 @@ impl Idle {
 enum Sorting {
     /// As [`memory`] says, and with workers of the server's own.
     AsSet,
-    /// In so many KiB, and on one core.
+    /// In so many KiB, or less where less is set, and on one core.
     Alone(u64),
 }
 
 impl Sorting {
-    /// For these builds, while `busy` connections build at once.
+    /// For these builds, while `busy` connections of `jobs` build at once.
     ///
     /// The server's own workers cost more than they give as long as all cores are busy. And a sort in memory that a
     /// processor's cache holds, merged once, takes less than one in much: a B-tree of 1.7 million texts of 32 bytes
-    /// took 5.3 s in 8 MB and 8.5 s in 256 MB, one of 6.9 million 24 s and 42 s, on PostgreSQL 15. Numbers and uuids
-    /// take as long either way.
+    /// took 5.2 s of the server's time in 8 MB, 8.5 s in 256 MB, and 6.0 to 8.1 s there with workers; one of
+    /// 6.9 million 23, 41 and 33 s, on PostgreSQL 15. Numbers and uuids took as long either way.
     fn of(builds: &[Build], busy: usize, jobs: usize) -> Self {
         let [build] = builds else { return Self::AsSet };
         match build.rows {
-            Some(rows) if build.is_sorted() && 2 * busy > jobs.max(2) => Self::Alone(one_merge(rows, jobs)),
+            Some(rows) if build.is_sorted() && 2 * busy > jobs.max(2) => Self::Alone(one_merge(rows)),
             _ => Self::AsSet,
         }
     }
@@ -89,12 +94,10 @@ impl Sorting {
 
 /// The least memory, in KiB, that sorts so many rows in one merge: PostgreSQL merges as many runs at once as it has
 /// 264 KiB for (`MERGE_BUFFER_SIZE` and `TAPE_BUFFER_OVERHEAD` in its `tuplesort.c`), each as long as its memory.
-fn one_merge(rows: u64, jobs: usize) -> u64 {
+fn one_merge(rows: u64) -> u64 {
     // What a row takes there, roughly.
     const ROW: u64 = 100;
-    let least = (rows.saturating_mul(ROW) / 1024 * 264).isqrt();
-    let share = (1 << 20) / jobs.max(4) as u64;
-    least.clamp(8 << 10, share.max(8 << 10))
+    (rows.saturating_mul(ROW) / 1024 * 264).isqrt().max(8 << 10)
 }
 
 /// What is built in one transaction.
@@ -159,7 +162,8 @@ impl<'a> Builder<'a> {
             Some(Idle { session, .. }) if !of.done.is_nothing() => there(session).await?,
             _ => BTreeMap::new(),
         };
-        Ok(Self { journal: &*of.journal, idle, jobs, there, resumed: !of.done.is_nothing(), done: 0, total })
+        let resumed = !of.done.is_nothing();
+        Ok(Self { journal: &*of.journal, idle, jobs, allowed: of.jobs, there, resumed, done: 0, total })
     }
 
     /// Builds all of it, in any order.
@@ -214,12 +218,12 @@ impl<'a> Builder<'a> {
                     self.journal.progress(Stage::Built { done: self.done, total: self.total, what });
                 }
                 let busy = self.jobs.min(1 + running.len() + beside(&batch, &waiting, &running));
-                let sorting = Sorting::of(&batch.builds, busy, self.jobs);
+                let sorting = Sorting::of(&batch.builds, busy, self.allowed);
                 let batch = Arc::new(batch);
                 running.push((next, batch.clone()));
-                let (number, resumed, jobs) = (next, self.resumed, self.jobs);
+                let (number, resumed, allowed) = (next, self.resumed, self.allowed);
                 answers.push(async move {
-                    let idle = idle.sort(sorting, jobs).await?;
+                    let idle = idle.sort(sorting, allowed).await?;
                     Ok::<_, Failure>((number, build(idle, &batch.builds, resumed).await?))
                 });
                 next += 1;
@@ -404,12 +408,12 @@ mod tests {
 
     #[test]
     fn a_sort_takes_as_much_as_one_merge_of_its_runs_needs() {
-        for rows in [1, 1_000_000, 100_000_000, u64::MAX] {
-            let kib = one_merge(rows, 2);
-            assert!((8 << 10..=256 << 10).contains(&kib), "{rows}: {kib}");
-            let (runs, most) = (u128::from(rows) * 100 / 1024 / u128::from(kib), kib / 264);
-            assert!(kib == 256 << 10 || runs <= most.into(), "{rows}: {runs} runs, {most} at once");
+        for rows in [1, 1_000_000, 100_000_000, 100_000_000_000] {
+            let kib = one_merge(rows);
+            let (runs, most) = (rows * 100 / 1024 / kib, kib / 264);
+            assert!(kib >= 8 << 10 && runs <= most, "{rows} in {kib} KiB: {runs} runs, {most} at once");
         }
-        assert_eq!(one_merge(u64::MAX, 64), 16 << 10, "a gigabyte is shared");
+        assert_eq!([1_000_000, 100_000_000].map(one_merge), [8192, 50_775]);
+        assert!(one_merge(u64::MAX) > one_merge(100_000_000_000));
     }
 }

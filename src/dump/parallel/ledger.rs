@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{Journal, vacuum};
+use super::Journal;
 use crate::dump::choice::Choice;
 use crate::dump::survey::Rules;
 use crate::failure::Failure;
@@ -91,7 +91,6 @@ impl Ledger {
 
     /// Ends the ledger within the last transaction.
     pub async fn close(&self, session: &Session) -> Result<(), Failure> {
-        vacuum::on(session).await?;
         let sql = format!("DROP TABLE {SCHEMA}.done; DROP SCHEMA {SCHEMA}");
         session.batch("end the restore's ledger", &sql).await
     }

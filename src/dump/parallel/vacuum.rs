@@ -16,6 +16,9 @@ use crate::service::postgres::Session;
 const OFF: &str = "autovacuum_enabled=no";
 
 /// Turns it off for tables that aren't small, but for those of which the dump says itself what it wants.
+///
+/// # Errors
+/// What the server said.
 pub async fn off(session: &Session, rows: &BTreeMap<String, u64>) -> Result<(), Failure> {
     let sql = "SELECT n.nspname::text, c.relname::text, pg_catalog.format('%I.%I', n.nspname, c.relname), c.oid \
                  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
@@ -37,7 +40,10 @@ pub async fn off(session: &Session, rows: &BTreeMap<String, u64>) -> Result<(), 
     session.batch("keep autovacuum away", &turned_off.collect::<Vec<_>>().concat()).await
 }
 
-/// Turns it on again, where [`off`] turned it off.
+/// Turns it on again, where [`off`] turned it off, within the transaction that ends the ledger.
+///
+/// # Errors
+/// What the server said.
 pub async fn on(session: &Session) -> Result<(), Failure> {
     let sql = format!(
         "SELECT pg_catalog.format('ALTER TABLE %I.%I RESET (autovacuum_enabled);', n.nspname, c.relname) \
