@@ -23,6 +23,8 @@ mod damaged;
 mod faulty;
 #[path = "dump_steps/fixture.rs"]
 mod fixture;
+#[path = "dump_steps/large.rs"]
+mod large;
 #[path = "dump_steps/parts.rs"]
 mod parts;
 #[path = "dump_steps/restore.rs"]

@@ -4,6 +4,7 @@
 //! [`source`], proven by [`proof`], described by its [`manifest`].
 
 pub mod archive;
+pub mod beside;
 pub mod binary;
 pub mod choice;
 pub mod compression;

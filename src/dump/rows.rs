@@ -51,15 +51,28 @@ impl RowSum {
     /// Ends the row.
     pub fn end(&mut self) {
         let digest = self.row.finalize_reset();
+        let mut words = digest.chunks_exact(8);
+        let words = std::array::from_fn(|_| {
+            words.next().unwrap_or_default().iter().fold(0, |word, byte| (word << 8) | u64::from(*byte))
+        });
+        self.add(words);
+        self.rows += 1;
+    }
+
+    /// Takes what other rows of the table come to.
+    pub fn join(&mut self, other: &Self) {
+        self.add(other.sum);
+        self.rows += other.rows;
+    }
+
+    fn add(&mut self, words: [u64; 4]) {
         let mut carry = false;
-        for (sum, word) in self.sum.iter_mut().zip(digest.chunks_exact(8)) {
-            let word = word.iter().fold(0, |word, byte| (word << 8) | u64::from(*byte));
+        for (sum, word) in self.sum.iter_mut().zip(words) {
             let (added, over) = sum.overflowing_add(word);
             let (added, more) = added.overflowing_add(u64::from(carry));
             *sum = added;
             carry = over || more;
         }
-        self.rows += 1;
     }
 
     /// How many rows were ended.
@@ -74,7 +87,7 @@ impl RowSum {
     }
 
     /// Takes COPY's text as it comes, in pieces that end anywhere.
-    fn text(&mut self, mut piece: &[u8]) {
+    pub fn text(&mut self, mut piece: &[u8]) {
         while let Some(end) = memchr::memchr(b'\n', piece) {
             self.piece(&piece[..end]);
             self.end();
@@ -186,6 +199,14 @@ mod tests {
             assert_eq!(sum(b"\n2\tb\n1\ta\n2\tb\n", piece), one);
         }
         assert_eq!(one.0, 4);
+        // In parts, too.
+        let mut parts = RowSum::default();
+        for part in [b"2\tb\n\n".as_slice(), b"", b"2\tb\n1\ta\n"] {
+            let mut sum = RowSum::default();
+            sum.text(part);
+            parts.join(&sum);
+        }
+        assert_eq!((parts.rows(), parts.hex()), one);
         for other in [b"1\ta\n2\tb\n2\tc\n\n".as_slice(), b"1\ta\n2\tb\n\n\n", b"1\ta2\tb\n2\tb\n\n\n"] {
             assert_ne!(sum(other, 1000).1, one.1);
         }

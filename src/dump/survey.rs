@@ -110,6 +110,11 @@ impl PlainReader {
         self.hearer.copying()
     }
 
+    /// Whether nothing is open where it is: no statement, no quote, no rows.
+    pub fn is_between_statements(&self) -> bool {
+        self.lexer.open().is_none()
+    }
+
     /// Ends the dump: proves that it is whole.
     ///
     /// # Errors

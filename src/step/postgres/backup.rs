@@ -1,8 +1,8 @@
 //! `postgres.backup`: a dump of one database, streamed to a storage, with its manifest.
 //!
-//! One snapshot serves `pg_dump` and the row counts, so that the manifest says exactly what
-//! the dump holds while others go on writing. The object appears whole, the manifest last: what can't
-//! be proven until then is removed again.
+//! One snapshot serves `pg_dump`, the connections that read large tables beside it and the row counts, so that the
+//! manifest says exactly what the dump holds while others go on writing. The object appears whole, the manifest last:
+//! what can't be proven until then is removed again.
 
 use std::collections::BTreeMap;
 
@@ -19,9 +19,10 @@ mod snapshot;
 
 use read_back::same_rows;
 use restored::Proving;
-use snapshot::Snapshot;
+use snapshot::{Snapshot, count, hold};
 
-use super::{ReadAt, check_database_name, end_leftovers, server};
+use super::{ReadAt, check_database_name, cores, end_leftovers, server};
+use crate::dump::beside::{Large, Reading};
 use crate::dump::compression::Compression;
 use crate::dump::count::{Table, tables};
 use crate::dump::manifest::{self, Format, Manifest};
@@ -30,7 +31,7 @@ use crate::dump::source::{PIECE, Source};
 use crate::dump::take::Taker;
 use crate::failure::Failure;
 use crate::record::event::{Progress, ProgressUnit};
-use crate::service::postgres::{ident, name_parts};
+use crate::service::postgres::{Session, ident, name_parts};
 use crate::service::storage::{Storage, UploadOptions};
 use crate::step::effect::{Access, Effect, Resource, Role};
 use crate::step::storage::{Place, check_object_path};
@@ -74,10 +75,10 @@ pub struct Backup {
     /// Whether the server's roles are written beside it (`<path>.globals.sql`).
     #[serde(default)]
     globals: bool,
-    /// How many connections count rows while the dump is taken.
-    #[serde(default = "one")]
+    /// How many connections read the rows of large tables beside `pg_dump`, into plain SQL; by default one for each
+    /// processor, at most 8. With 1, `pg_dump` reads all of them.
     #[schemars(range(min = 1, max = 16))]
-    jobs: u32,
+    jobs: Option<u32>,
     /// How it is proven before it counts as a backup: `read` from the storage to its last byte, or
     /// `restore`d into a database of its own on the same server, every row compared, and dropped again.
     #[serde(default)]
@@ -94,10 +95,6 @@ enum FormatChoice {
     Custom,
     /// A folder: can't be published whole, and is refused.
     Directory,
-}
-
-const fn one() -> u32 {
-    1
 }
 
 impl StepType for Backup {
@@ -209,8 +206,10 @@ impl Step for Backup {
         let version = session.server_facts().await?.version;
         let snapshot = Snapshot::take(&session).await?;
         let chosen = self.chosen_tables(tables(&session).await?)?;
+        hold(&session, &chosen).await?;
         let size: u64 = chosen.iter().map(|table| table.bytes).sum();
         let tool = server.tool("pg_dump", snapshot.server_major).await?;
+        let large = self.large(&chosen, &session, &snapshot).await?;
         let globals =
             if self.globals { Some(self.read_globals(&server, snapshot.server_major, cx).await?) } else { None };
         let options = UploadOptions { writer: &writer(cx), expected_bytes: size, replace: false };
@@ -220,6 +219,15 @@ impl Step for Backup {
             compression: if self.by_pg_dump() { Compression::None } else { compression },
             level: self.level,
             plain: format == Format::Plain,
+            beside: (!large.is_empty()).then(|| Reading {
+                server: &server,
+                database: &self.database,
+                snapshot: &snapshot.name,
+                tables: &large,
+                jobs: self.connections(),
+                compression,
+                level: self.level,
+            }),
             cancel: &cx.cancel,
             redactor: &cx.redactor,
         };
@@ -234,24 +242,14 @@ impl Step for Backup {
             reporter.progress(progress);
         };
         let command = server.command(&tool, Some(&self.database)).env("PGOPTIONS", DUMP_OPTIONS);
-        let command = command.args(self.arguments(&snapshot));
-        let dumped = async {
-            tokio::try_join!(
-                taker.take(&command, &mut upload, watch),
-                self.count(&server, &session, &snapshot, &chosen)
-            )
-        };
-        let (taken, rows) = match dumped.await.and_then(|(taken, rows)| {
-            taken.survey.as_ref().map_or(Ok(()), |survey| same_rows(survey, &rows))?;
-            Ok((taken, rows))
-        }) {
-            Ok(dumped) => dumped,
+        let command = command.args(self.arguments(&snapshot, &large));
+        let taken = match taker.take(&command, &mut upload, watch).await {
+            Ok(taken) => taken,
             Err(failure) => {
                 upload.abort().await;
                 return Err(failure.context(format!("back up database {} on {}", self.database, self.target)));
             }
         };
-        drop(session);
         let note = json!({ "path": self.to.path, "bytes": upload.bytes(), "sha256": taken.sha256 });
         if let Err(failure) = cx.note(note).await {
             upload.abort().await;
@@ -260,8 +258,14 @@ impl Step for Backup {
         let bytes = self.publish(upload, &storage, &taken.sha256, cx).await?;
         let proven = async {
             let to = &self.to.storage;
-            let read = self.read_back(&server, &storage, &taken, &rows, snapshot.server_major, cx).await;
-            let read = read.map_err(|failure| failure.context(format!("read the backup back from {to}")))?;
+            let (read, rows) = tokio::try_join!(
+                async {
+                    let read = self.read_back(&server, &storage, &taken, snapshot.server_major, cx).await;
+                    read.map_err(|failure| failure.context(format!("read the backup back from {to}")))
+                },
+                count(session, &chosen)
+            )?;
+            same_rows(&read.survey, &rows)?;
             if self.verify == Proving::Restore {
                 let restored = self.restore(&server, &storage, &read, &snapshot.encoding, version, cx).await;
                 restored.map_err(|failure| failure.context(format!("restore the backup in {to} to prove it")))?;
@@ -346,7 +350,7 @@ impl Backup {
         self.chosen() == (Format::Custom, Compression::Gzip) && ending(&self.to.path).is_none()
     }
 
-    fn arguments(&self, snapshot: &Snapshot) -> Vec<String> {
+    fn arguments(&self, snapshot: &Snapshot, large: &[Large]) -> Vec<String> {
         let (format, _) = self.chosen();
         let mut arguments = vec![
             "--no-password".to_owned(),
@@ -365,7 +369,23 @@ impl Backup {
             arguments
                 .extend(parts.map(|[schema, table]| format!("--{option}={}.{}", ident(&schema), ident(&table))));
         }
+        let beside = |table: &Large| {
+            format!("--exclude-table-data={}.{}", ident(&table.schema), ident(&table.name))
+        };
+        arguments.extend(large.iter().map(beside));
         arguments
+    }
+
+    fn connections(&self) -> usize {
+        self.jobs.map_or_else(cores, |jobs| jobs as usize)
+    }
+
+    /// The tables that are read beside `pg_dump`.
+    async fn large(&self, chosen: &[Table], session: &Session, snapshot: &Snapshot) -> Result<Vec<Large>, Failure> {
+        if self.chosen().0 != Format::Plain || self.connections() == 1 {
+            return Ok(vec![]);
+        }
+        Large::among(chosen, session, snapshot.server_major, &snapshot.encoding).await
     }
 
     /// The tables whose rows will be in the dump.

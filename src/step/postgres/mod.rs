@@ -43,6 +43,11 @@ const SESSIONS_GONE: Duration = Duration::from_secs(30);
 /// The pause between two looks at something that is about to change.
 const POLL: Duration = Duration::from_millis(100);
 
+/// How many connections work for a step where the plan doesn't say: more gain nothing on most servers.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8)
+}
+
 /// A database as a preview foresees it.
 #[derive(Debug)]
 enum Outlook {

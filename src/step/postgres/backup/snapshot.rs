@@ -1,12 +1,10 @@
 //! The snapshot that a dump and its row counts share.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 
-use super::Backup;
 use crate::dump::count::Table;
 use crate::failure::Failure;
-use crate::service::postgres::{Server, Session, literal};
+use crate::service::postgres::{Session, ident};
 
 /// What the dump and the counts see.
 pub(super) struct Snapshot {
@@ -51,41 +49,23 @@ impl Snapshot {
     }
 }
 
-impl Backup {
-    /// Counts rows in the dump's snapshot, on as many connections as `jobs` says.
-    pub(super) async fn count(
-        &self,
-        server: &Server,
-        session: &Session,
-        snapshot: &Snapshot,
-        chosen: &[Table],
-    ) -> Result<BTreeMap<String, u64>, Failure> {
-        let mut others = vec![];
-        for _ in 1..self.jobs.min(chosen.len() as u32) {
-            let other = server.connect(Some(&self.database)).await?;
-            let share = format!(
-                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off; SET TRANSACTION SNAPSHOT {}",
-                literal(&snapshot.name)
-            );
-            other.batch("share the dump's snapshot", &share).await?;
-            others.push(other);
-        }
-        // The largest first, so that no connection ends with it alone.
-        let mut queue: Vec<&Table> = chosen.iter().collect();
-        queue.sort_by_key(|table| table.bytes);
-        let (queue, counts) = (Mutex::new(queue), Mutex::new(BTreeMap::new()));
-        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let work = std::iter::once(session).chain(&others).map(|session| {
-            let (next, counts) = (&next, &counts);
-            async move {
-                while let Some(table) = next() {
-                    let rows = table.count(session).await?;
-                    counts.lock().unwrap_or_else(PoisonError::into_inner).insert(table.key(), rows);
-                }
-                Ok::<_, Failure>(())
-            }
-        });
-        futures::future::try_join_all(work).await?;
-        Ok(counts.into_inner().unwrap_or_else(PoisonError::into_inner))
+/// Keeps others from emptying or changing these tables until the session's snapshot is given up: what TRUNCATE takes
+/// away is gone for older snapshots, too. `pg_dump` does so itself, for as long as it runs.
+pub async fn hold(session: &Session, chosen: &[Table]) -> Result<(), Failure> {
+    let names: Vec<_> =
+        chosen.iter().map(|table| format!("ONLY {}.{}", ident(&table.schema), ident(&table.name))).collect();
+    if names.is_empty() {
+        return Ok(());
     }
+    let sql = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
+    session.batch("keep the tables as they are", &sql).await
+}
+
+/// Counts rows in the snapshot that the session took, and gives it up.
+pub async fn count(session: Session, chosen: &[Table]) -> Result<BTreeMap<String, u64>, Failure> {
+    let mut counts = BTreeMap::new();
+    for table in chosen {
+        counts.insert(table.key(), table.count(&session).await?);
+    }
+    Ok(counts)
 }

@@ -16,10 +16,8 @@ use crate::record::event::{Progress, ProgressUnit};
 use crate::service::postgres::tool::Version;
 use crate::service::postgres::{Server, Session};
 use crate::service::storage::Storage;
+use crate::step::postgres::cores;
 use crate::step::{Reporter, RunCx};
-
-/// More connections gain nothing on most servers.
-const JOBS: usize = 8;
 
 /// How a dump is loaded over several connections.
 pub(super) struct SideBySide {
@@ -31,8 +29,7 @@ pub(super) struct SideBySide {
 impl Restore {
     /// How many connections may work for it.
     pub(super) fn connections(&self) -> usize {
-        let cores = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, JOBS);
-        self.jobs.map_or(cores, |jobs| jobs as usize)
+        self.jobs.map_or_else(cores, |jobs| jobs as usize)
     }
 
     /// How the dump is loaded over several connections, if it can be.
