@@ -96,7 +96,8 @@ impl Large {
         let mut all: Vec<(u64, Self)> = vec![];
         for row in &found {
             let (schema, name): (&str, &str) = (row.get(0), row.get(1));
-            let Some(table) = chosen.iter().filter(large).find(|table| table.schema == schema && table.name == name)
+            let Some(table) =
+                chosen.iter().filter(large).find(|table| table.schema == schema && table.name == name)
             else {
                 continue;
             };

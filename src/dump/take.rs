@@ -75,7 +75,7 @@ impl Taker<'_> {
                 None => None,
             };
             loop {
-                let piece = stdout.fill_buf().await.map_err(unread)?;
+                let piece = stdout.fill_buf().await.map_err(|error| unread(&error))?;
                 let length = piece.len();
                 if length == 0 {
                     break;
@@ -111,7 +111,7 @@ impl Taker<'_> {
 
     fn compressor(&self) -> Result<Compressor, Failure> {
         let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4) as u32);
-        Compressor::new(self.compression, self.level, threads).map_err(not_compressed)
+        Compressor::new(self.compression, self.level, threads).map_err(|error| not_compressed(&error))
     }
 }
 
@@ -139,7 +139,7 @@ impl<W: Fn(u64, Option<&str>) + Send + Sync> Out<'_, W> {
             Some(compressor) => compressor,
             none => none.insert(self.taker.compressor()?),
         };
-        compressor.write(piece).map_err(not_compressed)?;
+        compressor.write(piece).map_err(|error| not_compressed(&error))?;
         match compressor.take(HANDED_ON) {
             Some(compressed) => self.compressed(compressed).await,
             None => Ok(()),
@@ -154,7 +154,7 @@ impl<W: Fn(u64, Option<&str>) + Send + Sync> Out<'_, W> {
     /// Ends the compressed stream; another one begins with what comes next.
     async fn end_stream(&mut self) -> Result<(), Failure> {
         match self.compressor.take() {
-            Some(ended) => self.compressed(ended.finish().map_err(not_compressed)?).await,
+            Some(ended) => self.compressed(ended.finish().map_err(|error| not_compressed(&error))?).await,
             None => Ok(()),
         }
     }
@@ -169,7 +169,7 @@ impl<W: Fn(u64, Option<&str>) + Send + Sync> Out<'_, W> {
         let (mut line, mut begins, mut among_rows) = (vec![], true, false);
         while let Some(next) = beside.table() {
             line.clear();
-            (&mut *stdout).take(PIECE as u64).read_until(b'\n', &mut line).await.map_err(unread)?;
+            (&mut *stdout).take(PIECE as u64).read_until(b'\n', &mut line).await.map_err(|error| unread(&error))?;
             if line.is_empty() {
                 return Ok(None);
             }
@@ -194,10 +194,10 @@ impl<W: Fn(u64, Option<&str>) + Send + Sync> Out<'_, W> {
     }
 }
 
-fn unread(error: std::io::Error) -> Failure {
+fn unread(error: &std::io::Error) -> Failure {
     Failure::permanent(format!("read pg_dump's output: {error}"))
 }
 
-fn not_compressed(error: std::io::Error) -> Failure {
+fn not_compressed(error: &std::io::Error) -> Failure {
     Failure::permanent(format!("compress the dump: {error}"))
 }

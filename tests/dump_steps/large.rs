@@ -77,7 +77,7 @@ async fn a_backup_of_large_tables_is_what_pg_dump_writes() {
     let alone = backup(&place, &database, "alone.sql", json!({ "jobs": 1 })).await.unwrap();
     assert_eq!(alone["tables"]["auth.events"], 40000);
     assert!(text(&place, "alone.sql") == by_pg_dump);
-    for (path, jobs) in [("a.sql", 2), ("a.sql.gz", 3), ("a.sql.zst", 2), ("b.sql.zst", 16)] {
+    for (path, jobs) in [("a.sql", 16), ("a.sql.gz", 3), ("a.sql.zst", 2)] {
         let manifest = backup(&place, &database, path, json!({ "jobs": jobs })).await.unwrap();
         assert!(text(&place, path) == by_pg_dump, "{path}");
         assert_eq!((&manifest["tables"], &manifest["hashes"]), (&alone["tables"], &alone["hashes"]), "{path}");
@@ -90,7 +90,13 @@ async fn a_backup_of_large_tables_is_what_pg_dump_writes() {
     let from = json!({ "storage": "store", "path": "a.sql.zst" });
     let params = json!({ "target": "db", "database": restored, "create": true, "from": from });
     place.harness.run(RESTORE, params).await.unwrap();
-    assert!(likeness(&restored) == likeness(&database));
+    // Rows lie in another order.
+    let sorted = |database: &str| {
+        let mut lines: Vec<_> = likeness(database).lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    assert!(sorted(&restored) == sorted(&database));
 }
 
 #[tokio::test]
@@ -100,8 +106,16 @@ async fn parts_of_large_tables_too() {
     for (path, more, arguments) in [
         ("schema.sql", json!({ "schemas": ["auth"] }), &["--schema=auth"][..]),
         ("one.sql", json!({ "tables": ["auth.files"] }), &["--table=auth.files"]),
-        ("two.sql", json!({ "tables": ["auth.files", "auth.events"] }), &["--table=auth.files", "--table=auth.events"]),
-        ("less.sql", json!({ "exclude": ["auth.few", "auth.events"] }), &["--exclude-table=auth.few", "--exclude-table=auth.events"]),
+        (
+            "two.sql",
+            json!({ "tables": ["auth.files", "auth.events"] }),
+            &["--table=auth.files", "--table=auth.events"],
+        ),
+        (
+            "less.sql",
+            json!({ "exclude": ["auth.few", "auth.events"] }),
+            &["--exclude-table=auth.few", "--exclude-table=auth.events"],
+        ),
     ] {
         backup(&place, &database, path, more).await.unwrap();
         assert!(text(&place, path) == without_key(pg_dump(&database, arguments)), "{path}");
@@ -148,19 +162,25 @@ async fn a_pg_dump_that_ends_early_leaves_nothing() {
 
 #[tokio::test]
 async fn a_connection_that_is_lost_fails_the_backup() {
-    let place = Place::new("bk_llost");
+    let folder = tempfile::tempdir().unwrap();
+    let flag = folder.path().join("go on");
+    let tools = fake_tool(
+        "pg_dump",
+        &format!("while [ ! -e '{}' ]; do sleep 0.05; done; exec $REAL \"$@\"", flag.display()),
+    );
+    let place = Place::with_bin_dir("bk_llost", Some(tools.path()));
     let database = place.names.create("live", CONTENT).await;
-    let other = connect(&database).await;
-    other.batch_execute("BEGIN; LOCK TABLE auth.events IN ACCESS EXCLUSIVE MODE").await.unwrap();
-    let params = json!({ "target": "db", "database": database, "to": { "storage": "store", "path": "a.sql" } });
+    let to = json!({ "storage": "store", "path": "a.sql" });
+    // With so many connections each reads little ahead.
+    let params = json!({ "target": "db", "database": database, "to": to, "jobs": 16 });
     let step = place.harness.step(BACKUP, params);
     let cx = place.harness.next_attempt();
     let running = tokio::spawn(async move { step.run(&cx).await });
-    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' \
+    let reads = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'ClientWrite' \
                  AND query LIKE 'COPY (SELECT%events%'";
-    until("a connection waits for the table", || async { value(&database, waits).await.unwrap() != "0" }).await;
-    sql(&database, &waits.replace("count(*)", "pg_terminate_backend(pid)")).await;
-    other.batch_execute("ROLLBACK").await.unwrap();
+    until("a connection waits for its turn", || async { value(&database, reads).await.unwrap() != "0" }).await;
+    sql(&database, &reads.replace("count(*)", "pg_terminate_backend(pid)")).await;
+    std::fs::write(flag, "").unwrap();
     let failure = running.await.unwrap().unwrap_err();
     assert!(failure.transient && failure.message.contains("read the rows of auth.events"), "{failure}");
     assert_eq!(place.files(), [""; 0]);

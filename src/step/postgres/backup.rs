@@ -369,9 +369,8 @@ impl Backup {
             arguments
                 .extend(parts.map(|[schema, table]| format!("--{option}={}.{}", ident(&schema), ident(&table))));
         }
-        let beside = |table: &Large| {
-            format!("--exclude-table-data={}.{}", ident(&table.schema), ident(&table.name))
-        };
+        let beside =
+            |table: &Large| format!("--exclude-table-data={}.{}", ident(&table.schema), ident(&table.name));
         arguments.extend(large.iter().map(beside));
         arguments
     }

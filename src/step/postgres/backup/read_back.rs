@@ -39,7 +39,8 @@ impl Backup {
             }
         };
         if let Some(survey) = &taken.survey
-            && let Some(table) = survey.hashes.keys().find(|key| survey.hashes.get(*key) != proof.survey.hashes.get(*key))
+            && let Some(table) =
+                survey.hashes.keys().find(|key| survey.hashes.get(*key) != proof.survey.hashes.get(*key))
         {
             let message = format!("`{path}` holds other rows of {table} than were written");
             return Err(Failure::permanent(message).help("it is no backup and was not kept; try again"));
