@@ -72,7 +72,7 @@ CREATE TABLE credits.balances (
 COMMENT ON TABLE credits.balances IS 'What a user has left, in credits';
 
 INSERT INTO auth.organizations
-SELECT 'org_' || lpad(i::text, 4, '0'),
+SELECT 'org_' || i,
        'org-' || i,
        (ARRAY['Harbour', 'Lantern', 'Meridian', 'Tidewater', 'Beacon'])[i % 5 + 1] || ' ' || i,
        jsonb_build_object('plan', (ARRAY['free', 'team', 'enterprise'])[i % 3 + 1], 'seats', i % 40 + 1),
@@ -91,7 +91,7 @@ SELECT 'user_' || lpad(i::text, 7, '0'),
        END,
        '$argon2id$' || md5('salt' || i) || md5('password' || i),
        (CASE WHEN i % 50 = 0 THEN 'owner' WHEN i % 10 = 0 THEN 'admin' ELSE 'member' END)::auth.role,
-       'org_' || lpad((i % greatest(:users / 50, 1) + 1)::text, 4, '0'),
+       'org_' || (i % greatest(:users / 50, 1) + 1),
        i % 4 <> 0,
        jsonb_build_object('locale', (ARRAY['de', 'en', 'fr'])[i % 3 + 1], 'beta', i % 11 = 0),
        timestamptz '2023-06-01 08:00:00+00' + i * interval '3 minutes',
