@@ -99,7 +99,7 @@ impl Source {
                 .help("whatever wrote it failed; restore another backup"));
         }
         let checksum = Checksum::default();
-        let raw = BufReader::with_capacity(PIECE, checksum.tap(storage.read(path).await?));
+        let raw = BufReader::with_capacity(PIECE, ahead(checksum.tap(storage.read(path).await?)));
         let opened = async {
             let (compression, reader) = decompress(raw).await?;
             let (beginning, reader) = peek(reader, HEADER).await?;
@@ -198,7 +198,8 @@ impl Source {
     }
 }
 
-/// Reads on a thread of its own, some pieces ahead: decompressing costs as much as what is done with what comes out.
+/// Reads on a thread of its own, some pieces ahead: decompressing costs as much as what is done with what comes out,
+/// and what is fetched from a bucket is waited for.
 /// A task may not do: the runtime may run two that wake each other in turn on one thread.
 fn ahead(mut reader: impl AsyncRead + Send + Unpin + 'static) -> impl AsyncRead + Send + Unpin {
     let (there, mut here) = mpsc::channel::<std::io::Result<Bytes>>(AHEAD);
