@@ -7,11 +7,12 @@
 
 use std::collections::VecDeque;
 use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::compression::{Compression, Compressor};
@@ -30,12 +31,18 @@ const PORTION: u64 = 16 << 20;
 /// How much is compressed at once, and handed on at least.
 const PIECE: usize = 128 << 10;
 
-/// How many pieces wait for their turn, over all connections: some 64 MiB.
+/// How many pieces wait for their turn, over all portions: some 64 MiB.
 const WAITING: usize = 512;
 
-/// How the comment begins that stands before a table's rows, and nowhere else. All other things' begin with [`OTHER`].
+/// How many portions are begun for each connection, before the first of them is written.
+const AHEAD: usize = 2;
+
+/// How many tables are read here: `pg_dump` looks for each by its name.
+const TABLES: usize = 500;
+
+/// How the comment begins that stands before a table's rows, and nowhere else; and those of what follows all rows.
 pub const ROWS: &[u8] = b"-- Data for Name: ";
-const OTHER: &[u8] = b"-- Name: ";
+const OTHERS: [&[u8]; 2] = [b"-- Name: ", b"-- PostgreSQL database dump complete"];
 
 /// The first server that finds the rows of some blocks without a look at the others.
 const FINDS_BLOCKS: u32 = 14;
@@ -76,7 +83,8 @@ impl Large {
         encoding: &str,
     ) -> Result<Vec<Self>, Failure> {
         let large = |table: &&Table| table.bytes >= LARGE;
-        // Names are written as they are.
+        // Names are written as they are. What lies in a hash partition may belong to another one elsewhere: `pg_dump`
+        // knows when.
         if major < FINDS_BLOCKS || encoding != "UTF8" || !chosen.iter().any(|table| large(&table)) {
             return Ok(vec![]);
         }
@@ -91,6 +99,8 @@ impl Large {
                              FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 \
                               AND NOT a.attisdropped AND a.attgenerated = '') x \
                     WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND m.amname = 'heap' AND x.list IS NOT NULL \
+                      AND NOT EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors(c.oid) a \
+                                        JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = a.relid AND p.partstrat = 'h') \
                     ORDER BY n.nspname COLLATE \"C\", c.relname COLLATE \"C\"";
         let found = session.rows("look at the large tables", sql, &[]).await?;
         let mut all: Vec<(u64, Self)> = vec![];
@@ -115,7 +125,7 @@ impl Large {
             };
             all.push((table.bytes, large));
         }
-        if all.len() == chosen.len()
+        while all.len() > TABLES.min(chosen.len() - 1)
             && let Some(least) = (0..all.len()).min_by_key(|at| all[*at].0)
         {
             all.remove(least);
@@ -126,7 +136,7 @@ impl Large {
     /// Whether its rows stand before what this line among rows, or behind them, begins. `pg_dump` writes rows by the
     /// names of schema and table (`DOTypeNameCompare` in its `pg_dump_sort.c`), and all of them before other things.
     pub fn goes_before(&self, line: &[u8]) -> bool {
-        let Some(rows) = line.strip_prefix(ROWS) else { return line.starts_with(OTHER) };
+        let Some(rows) = line.strip_prefix(ROWS) else { return OTHERS.iter().any(|other| line.starts_with(other)) };
         let text = String::from_utf8_lossy(rows);
         let of_table = text.split_once("; Type: TABLE DATA; Schema: ");
         match of_table.and_then(|(name, rest)| Some((rest.rsplit_once("; Owner: ")?.0, name))) {
@@ -201,6 +211,11 @@ struct Shared {
     compression: Compression,
     level: Option<i32>,
     queue: Mutex<VecDeque<Portion>>,
+    /// How many portions may be begun.
+    window: Arc<Semaphore>,
+    /// How many connections could not be made, of how many.
+    failed: AtomicUsize,
+    jobs: usize,
 }
 
 /// Rows on their way.
@@ -209,21 +224,24 @@ pub struct Beside {
     /// By table, in the dump's order.
     portions: VecDeque<(usize, mpsc::Receiver<Result<Part, Failure>>)>,
     sums: Vec<RowSum>,
+    window: Arc<Semaphore>,
     workers: JoinSet<()>,
 }
 
 impl Reading<'_> {
     /// Begins to read.
     pub fn begin(&self) -> Beside {
-        let jobs = self.jobs.max(1);
+        let window = AHEAD * self.jobs.max(1);
         let (mut queue, mut portions) = (VecDeque::new(), VecDeque::new());
         for (table, large) in self.tables.iter().enumerate() {
             for (begin, end) in large.portions() {
-                let (out, come) = mpsc::channel((WAITING / jobs).max(1));
+                let (out, come) = mpsc::channel((WAITING / window).max(1));
                 queue.push_back(Portion { table, begin, end, out });
                 portions.push_back((table, come));
             }
         }
+        let jobs = self.jobs.clamp(1, portions.len().max(1));
+        let window = Arc::new(Semaphore::new(window));
         let shared = Arc::new(Shared {
             server: self.server.clone(),
             database: self.database.to_owned(),
@@ -232,12 +250,16 @@ impl Reading<'_> {
             compression: self.compression,
             level: self.level,
             queue: Mutex::new(queue),
+            window: window.clone(),
+            failed: AtomicUsize::new(0),
+            jobs,
         });
         let mut workers = JoinSet::new();
-        for _ in 0..jobs.min(portions.len()) {
+        for _ in 0..jobs {
             workers.spawn(shared.clone().work());
         }
-        Beside { tables: self.tables.to_vec(), sums: vec![RowSum::default(); self.tables.len()], portions, workers }
+        let sums = vec![RowSum::default(); self.tables.len()];
+        Beside { tables: self.tables.to_vec(), sums, portions, window, workers }
     }
 }
 
@@ -259,6 +281,7 @@ impl Beside {
                 Some(Ok(Part::End(sum))) => {
                     self.sums[table].join(&sum);
                     self.portions.pop_front();
+                    self.window.add_permits(1);
                     if self.portions.front().is_none_or(|(next, _)| *next != table) {
                         return Ok(None);
                     }
@@ -289,37 +312,40 @@ impl Beside {
 }
 
 impl Shared {
-    /// Reads portions until there are no more. A failure goes the way of the rows.
+    /// Reads portions until there are no more. A failure goes the way of the rows; a connection that can't be made is
+    /// one unless others are.
     async fn work(self: Arc<Self>) {
-        let mut session = None;
-        loop {
+        let session = match self.connect().await {
+            Ok(session) => Ok(session),
+            Err(_) if self.failed.fetch_add(1, Ordering::Relaxed) + 1 < self.jobs => return,
+            Err(failure) => Err(failure),
+        };
+        // Given back by whoever has written a portion to its end.
+        while let Ok(permit) = self.window.acquire().await {
+            permit.forget();
             let next = self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             let Some(portion) = next else { return };
-            let read = async {
-                let session = match session.take() {
-                    Some(session) => session,
-                    None => self.connect().await?,
-                };
-                self.read(&session, &portion).await?;
-                Ok(session)
+            let read = match &session {
+                Ok(session) => self.read(session, &portion).await,
+                Err(failure) => Err(failure.clone()),
             };
-            match read.await {
-                Ok(kept) => session = Some(kept),
-                Err(failure) => {
-                    drop(portion.out.send(Err(failure)).await);
-                    return;
-                }
+            if let Err(failure) = read {
+                drop(portion.out.send(Err(failure)).await);
+                return;
             }
         }
     }
 
+    /// A session in the dump's snapshot. It has its tables for good, as `pg_dump` has them at once: whoever waits to
+    /// change one of them would wait for the snapshot's end, and this session, later, for them.
     async fn connect(&self) -> Result<Session, Failure> {
         let session = self.server.connect(Some(&self.database)).await?;
-        // As long as `pg_dump` waits for somebody who wants to change a table.
+        let tables: Vec<_> = self.tables.iter().map(|table| format!("ONLY {}", table.quoted)).collect();
         let share = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {FORMS}; SET LOCAL lock_timeout = '60s'; \
-             SET LOCAL enable_seqscan = off; SET TRANSACTION SNAPSHOT {}",
-            literal(&self.snapshot)
+             SET LOCAL enable_seqscan = off; SET TRANSACTION SNAPSHOT {}; LOCK TABLE {} IN ACCESS SHARE MODE",
+            literal(&self.snapshot),
+            tables.join(", ")
         );
         session.batch("share the dump's snapshot", &share).await?;
         Ok(session)
@@ -402,6 +428,8 @@ mod tests {
             ("-- Data for Name: x; Type: TABLE DATA; Schema: Auth; Owner: z", false),
             ("-- Data for Name: BLOBS; Type: BLOBS; Schema: -; Owner: -", true),
             ("-- Name: a_seq; Type: SEQUENCE SET; Schema: a; Owner: a", true),
+            ("-- PostgreSQL database dump complete", true),
+            ("-- load via partition root public.a", false),
             ("--", false),
             ("1\t-- Name: a", false),
         ] {

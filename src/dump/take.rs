@@ -71,7 +71,11 @@ impl Taker<'_> {
         let pump = async {
             let mut stdout = BufReader::with_capacity(PIECE, stdout);
             let beside = match &self.beside {
-                Some(reading) => out.with_rows(&mut stdout, reading.begin()).await?,
+                Some(reading) => {
+                    // First it must have its own connection, and its locks.
+                    stdout.fill_buf().await.map_err(|error| unread(&error))?;
+                    out.with_rows(&mut stdout, reading.begin()).await?
+                }
                 None => None,
             };
             loop {
@@ -166,14 +170,20 @@ impl<W: Fn(u64, Option<&str>) + Send + Sync> Out<'_, W> {
         stdout: &mut (impl AsyncBufRead + Unpin),
         mut beside: Beside,
     ) -> Result<Option<Beside>, Failure> {
-        let (mut line, mut begins, mut among_rows) = (vec![], true, false);
+        let (mut line, mut text, mut begins, mut among_rows) = (vec![], vec![], true, false);
         while let Some(next) = beside.table() {
             line.clear();
             (&mut *stdout).take(PIECE as u64).read_until(b'\n', &mut line).await.map_err(|error| unread(&error))?;
             if line.is_empty() {
+                self.text(&text).await?;
                 return Ok(None);
             }
-            if begins && self.reader.as_ref().is_some_and(PlainReader::is_between_statements) {
+            let comment = begins && line.starts_with(b"-- ");
+            if comment || text.len() >= HANDED_ON {
+                self.text(&text).await?;
+                text.clear();
+            }
+            if comment && self.reader.as_ref().is_some_and(PlainReader::is_between_statements) {
                 among_rows |= line.starts_with(ROWS);
                 if among_rows && next.goes_before(&line) {
                     self.end_stream().await?;
@@ -188,8 +198,9 @@ impl<W: Fn(u64, Option<&str>) + Send + Sync> Out<'_, W> {
                 }
             }
             begins = line.ends_with(b"\n");
-            self.text(&line).await?;
+            text.extend_from_slice(&line);
         }
+        self.text(&text).await?;
         Ok(Some(beside))
     }
 }

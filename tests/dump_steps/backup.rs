@@ -184,6 +184,7 @@ async fn parts_of_a_database_and_mistakes() {
     let findings = |params: Value| crate::storages::findings(BACKUP, params);
     assert!(findings(backup("x", json!({ "format": "directory" })))[0].contains("directory"));
     assert!(findings(backup("x.gz", json!({ "compression": "zstd" })))[0].contains("ends as gzip"));
+    assert!(findings(backup("x.dump", json!({ "jobs": 2 })))[0].contains("over one connection"));
     assert!(findings(backup("../x", json!({})))[0].contains("`..`"));
     assert!(findings(backup("/x", json!({})))[0].contains("absolute"));
 }

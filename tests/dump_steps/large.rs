@@ -145,6 +145,64 @@ async fn others_go_on_writing_meanwhile() {
 }
 
 #[tokio::test]
+async fn tables_without_keys_partitions_and_heirs() {
+    let place = Place::new("bk_lkeys");
+    let rows =
+        |of: &str| format!("INSERT INTO {of} SELECT g, repeat(md5(g::text), 6) FROM generate_series(1, 45000) g;");
+    for (name, content, beside) in [
+        // Nothing follows the rows.
+        ("bare", format!("CREATE TABLE a (id int); CREATE TABLE logs (id int, line text); {}", rows("logs")), true),
+        (
+            "heirs",
+            format!(
+                "CREATE TABLE root (id int, line text) PARTITION BY RANGE (id); \
+                 CREATE TABLE p1 PARTITION OF root FOR VALUES FROM (0) TO (100000); CREATE TABLE p2 PARTITION OF root DEFAULT; \
+                 CREATE TABLE parent (id int, line text); CREATE TABLE heir (more int) INHERITS (parent); {} {} {}",
+                rows("root"),
+                rows("parent"),
+                rows("heir (id, line)")
+            ),
+            true,
+        ),
+        // pg_dump knows when these must be loaded through their root.
+        (
+            "hashed",
+            format!(
+                "CREATE TABLE root (id int, line text) PARTITION BY HASH (id); CREATE TABLE a (id int); \
+                 CREATE TABLE p1 PARTITION OF root FOR VALUES WITH (MODULUS 1, REMAINDER 0); {}",
+                rows("root")
+            ),
+            false,
+        ),
+    ] {
+        let database = place.names.create(name, &content).await;
+        let path = format!("{name}.sql.zst");
+        backup(&place, &database, &path, json!({ "verify": "restore" })).await.unwrap();
+        assert!(text(&place, &path) == without_key(pg_dump(&database, &[])), "{name}");
+        let zstd = std::fs::read(place.path(&path)).unwrap();
+        let streams = memchr::memmem::find_iter(&zstd, &[0x28, 0xb5, 0x2f, 0xfd]).count();
+        assert_eq!(streams > 1, beside, "{name}: {streams}");
+    }
+}
+
+/// Who may read everything, and not have the connections that would be taken.
+#[tokio::test]
+async fn a_role_that_may_only_read_with_few_connections() {
+    let place = Place::new("bk_lrole");
+    let database = place.names.create("live", CONTENT).await;
+    let role = crate::fixture::role("reader").await;
+    sql("postgres", &format!("ALTER ROLE {role} LOGIN PASSWORD 'pw' CONNECTION LIMIT 4 NOSUPERUSER")).await;
+    sql("postgres", &format!("GRANT pg_read_all_data TO {role}")).await;
+    let url = crate::support::url_with(&crate::support::postgres_url(), Some((&role, "pw")), "postgres");
+    let store = crate::fixture::storage("fs", &[("root", place.folder.path().to_str().unwrap())]);
+    let harness = crate::support::Harness::with([("db", crate::support::postgres(&url)), ("store", store)]);
+    let to = json!({ "storage": "store", "path": "a.sql.zst" });
+    harness.run(BACKUP, json!({ "target": "db", "database": database, "to": to, "jobs": 8 })).await.unwrap();
+    assert!(text(&place, "a.sql.zst") == without_key(pg_dump(&database, &[])));
+    sql("postgres", &format!("DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
 async fn a_pg_dump_that_ends_early_leaves_nothing() {
     for (script, said) in [
         ("$REAL \"$@\" | head -c 3000; exit 0", "not whole"),
@@ -164,10 +222,11 @@ async fn a_pg_dump_that_ends_early_leaves_nothing() {
 async fn a_connection_that_is_lost_fails_the_backup() {
     let folder = tempfile::tempdir().unwrap();
     let flag = folder.path().join("go on");
-    let tools = fake_tool(
-        "pg_dump",
-        &format!("while [ ! -e '{}' ]; do sleep 0.05; done; exec $REAL \"$@\"", flag.display()),
+    let waits = format!(
+        "$REAL \"$@\" | (read -r line; echo \"$line\"; while [ ! -e '{}' ]; do sleep 0.05; done; cat)",
+        flag.display()
     );
+    let tools = fake_tool("pg_dump", &waits);
     let place = Place::with_bin_dir("bk_llost", Some(tools.path()));
     let database = place.names.create("live", CONTENT).await;
     let to = json!({ "storage": "store", "path": "a.sql" });

@@ -19,7 +19,7 @@ mod snapshot;
 
 use read_back::same_rows;
 use restored::Proving;
-use snapshot::{Snapshot, count, hold};
+use snapshot::{Snapshot, count};
 
 use super::{ReadAt, check_database_name, cores, end_leftovers, server};
 use crate::dump::beside::{Large, Reading};
@@ -75,8 +75,9 @@ pub struct Backup {
     /// Whether the server's roles are written beside it (`<path>.globals.sql`).
     #[serde(default)]
     globals: bool,
-    /// How many connections read the rows of large tables beside `pg_dump`, into plain SQL; by default one for each
-    /// processor, at most 8. With 1, `pg_dump` reads all of them.
+    /// How many connections read the rows of large tables beside `pg_dump`, into plain SQL of a database in UTF-8, on
+    /// servers from 14 on; by default one for each processor, two to eight, and fewer where the server takes no more.
+    /// With 1, `pg_dump` reads all rows.
     #[schemars(range(min = 1, max = 16))]
     jobs: Option<u32>,
     /// How it is proven before it counts as a backup: `read` from the storage to its last byte, or
@@ -160,6 +161,13 @@ impl Step for Backup {
                 }
             }
         }
+        if self.jobs.is_some_and(|jobs| jobs > 1) && self.chosen().0 != Format::Plain {
+            found.add(
+                "/jobs",
+                "an archive is written over one connection",
+                Some("leave it out, or write plain SQL".to_owned()),
+            );
+        }
         if self.level.is_some() && self.chosen().1 == Compression::None {
             found.add("/level", "without compression there is no level", None);
         }
@@ -206,7 +214,6 @@ impl Step for Backup {
         let version = session.server_facts().await?.version;
         let snapshot = Snapshot::take(&session).await?;
         let chosen = self.chosen_tables(tables(&session).await?)?;
-        hold(&session, &chosen).await?;
         let size: u64 = chosen.iter().map(|table| table.bytes).sum();
         let tool = server.tool("pg_dump", snapshot.server_major).await?;
         let large = self.large(&chosen, &session, &snapshot).await?;
@@ -243,13 +250,18 @@ impl Step for Backup {
         };
         let command = server.command(&tool, Some(&self.database)).env("PGOPTIONS", DUMP_OPTIONS);
         let command = command.args(self.arguments(&snapshot, &large));
-        let taken = match taker.take(&command, &mut upload, watch).await {
-            Ok(taken) => taken,
+        let dumped = tokio::try_join!(taker.take(&command, &mut upload, watch), count(&session, &chosen));
+        let (taken, rows) = match dumped.and_then(|(taken, rows)| {
+            taken.survey.as_ref().map_or(Ok(()), |survey| same_rows(survey, &rows))?;
+            Ok((taken, rows))
+        }) {
+            Ok(dumped) => dumped,
             Err(failure) => {
                 upload.abort().await;
                 return Err(failure.context(format!("back up database {} on {}", self.database, self.target)));
             }
         };
+        drop(session);
         let note = json!({ "path": self.to.path, "bytes": upload.bytes(), "sha256": taken.sha256 });
         if let Err(failure) = cx.note(note).await {
             upload.abort().await;
@@ -258,14 +270,8 @@ impl Step for Backup {
         let bytes = self.publish(upload, &storage, &taken.sha256, cx).await?;
         let proven = async {
             let to = &self.to.storage;
-            let (read, rows) = tokio::try_join!(
-                async {
-                    let read = self.read_back(&server, &storage, &taken, snapshot.server_major, cx).await;
-                    read.map_err(|failure| failure.context(format!("read the backup back from {to}")))
-                },
-                count(session, &chosen)
-            )?;
-            same_rows(&read.survey, &rows)?;
+            let read = self.read_back(&server, &storage, &taken, &rows, snapshot.server_major, cx).await;
+            let read = read.map_err(|failure| failure.context(format!("read the backup back from {to}")))?;
             if self.verify == Proving::Restore {
                 let restored = self.restore(&server, &storage, &read, &snapshot.encoding, version, cx).await;
                 restored.map_err(|failure| failure.context(format!("restore the backup in {to} to prove it")))?;

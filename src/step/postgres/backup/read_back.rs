@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Backup;
 use super::restored::Proving;
-use crate::dump::proof::{Proof, Watch, prove};
-use crate::dump::source::{PIECE, Source};
+use crate::dump::proof::{Proof, prove};
 use crate::dump::survey::Survey;
 use crate::dump::take::Taken;
 use crate::failure::Failure;
@@ -22,6 +21,7 @@ impl Backup {
         server: &Server,
         storage: &Storage,
         taken: &Taken,
+        rows: &BTreeMap<String, u64>,
         major: u32,
         cx: &RunCx,
     ) -> Result<Proof, Failure> {
@@ -31,54 +31,36 @@ impl Backup {
             let message = Some("reading it back".to_owned());
             cx.progress(Progress { done, total, unit: ProgressUnit::Bytes, message });
         };
-        let proof = match &taken.survey {
-            Some(survey) if self.verify == Proving::Read => same_text(storage, path, survey, cx, &watch).await?,
-            _ => {
-                let pg_restore = Command::new(server.tool("pg_restore", major).await?.path.to_string_lossy());
-                prove(storage, path, Some(&pg_restore), true, &cx.redactor, &cx.cancel, &watch).await?
-            }
-        };
-        if let Some(survey) = &taken.survey
-            && let Some(table) =
-                survey.hashes.keys().find(|key| survey.hashes.get(*key) != proof.survey.hashes.get(*key))
-        {
-            let message = format!("`{path}` holds other rows of {table} than were written");
-            return Err(Failure::permanent(message).help("it is no backup and was not kept; try again"));
-        }
+        let pg_restore = Command::new(server.tool("pg_restore", major).await?.path.to_string_lossy());
+        // Rows of plain SQL were added up while they were written. Here their number is proven, by table, and that each
+        // is where it belongs; that they are the same, the checksums of object and compression say.
+        let hashing = taken.survey.is_none() || self.verify == Proving::Restore;
+        let mut proof = prove(storage, path, Some(&pg_restore), hashing, &cx.redactor, &cx.cancel, &watch).await?;
         match &proof.sha256 {
-            Some(there) if *there != taken.sha256 => Err(Failure::permanent(format!(
-                "`{path}` came out with the checksum {there}, not {}",
-                taken.sha256
-            ))
-            .help("the storage damaged it, or something else writes there")),
-            _ => Ok(proof),
+            Some(there) if *there != taken.sha256 => {
+                let message = format!("`{path}` came out with the checksum {there}, not {}", taken.sha256);
+                return Err(
+                    Failure::permanent(message).help("the storage damaged it, or something else writes there")
+                );
+            }
+            _ => same_rows(&proof.survey, rows)?,
         }
+        match &taken.survey {
+            Some(written) if hashing => same_hashes(path, written, &proof.survey)?,
+            Some(written) => proof.survey.hashes.clone_from(&written.hashes),
+            None => {}
+        }
+        Ok(proof)
     }
 }
 
-/// Plain SQL was proven whole, and its rows added up, while it was written. The same bytes that decompress to their
-/// end, to the text that the compression's own checksum is of, are the same dump.
-async fn same_text(
-    storage: &Storage,
-    path: &str,
-    survey: &Survey,
-    cx: &RunCx,
-    watch: Watch<'_>,
-) -> Result<Proof, Failure> {
-    let mut source = Source::open(storage, path, &cx.cancel).await?;
-    let mut buffer = vec![0; PIECE];
-    while source.read(&mut buffer).await? > 0 {
-        watch(source.checksum.bytes(), None);
+/// What was read of each table must be what was written.
+fn same_hashes(path: &str, written: &Survey, read: &Survey) -> Result<(), Failure> {
+    match written.hashes.iter().find(|(table, hash)| read.hashes.get(*table) != Some(hash)) {
+        Some((table, _)) => Err(Failure::permanent(format!("`{path}` holds other rows of {table} than were read"))
+            .help("it is no backup and was not kept; try again")),
+        None => Ok(()),
     }
-    source.read_to_end().await?;
-    Ok(Proof {
-        sha256: Some(source.checksum.hex()),
-        object: source.object,
-        format: source.format,
-        compression: source.compression,
-        survey: survey.clone(),
-        manifest: None,
-    })
 }
 
 /// What was dumped must be what the snapshot holds.

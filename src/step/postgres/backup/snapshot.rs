@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::dump::count::Table;
 use crate::failure::Failure;
-use crate::service::postgres::{Session, ident};
+use crate::service::postgres::Session;
 
 /// What the dump and the counts see.
 pub(super) struct Snapshot {
@@ -49,23 +49,11 @@ impl Snapshot {
     }
 }
 
-/// Keeps others from emptying or changing these tables until the session's snapshot is given up: what TRUNCATE takes
-/// away is gone for older snapshots, too. `pg_dump` does so itself, for as long as it runs.
-pub async fn hold(session: &Session, chosen: &[Table]) -> Result<(), Failure> {
-    let names: Vec<_> =
-        chosen.iter().map(|table| format!("ONLY {}.{}", ident(&table.schema), ident(&table.name))).collect();
-    if names.is_empty() {
-        return Ok(());
-    }
-    let sql = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
-    session.batch("keep the tables as they are", &sql).await
-}
-
-/// Counts rows in the snapshot that the session took, and gives it up.
-pub async fn count(session: Session, chosen: &[Table]) -> Result<BTreeMap<String, u64>, Failure> {
+/// Counts rows in the snapshot that the session took.
+pub async fn count(session: &Session, chosen: &[Table]) -> Result<BTreeMap<String, u64>, Failure> {
     let mut counts = BTreeMap::new();
     for table in chosen {
-        counts.insert(table.key(), table.count(&session).await?);
+        counts.insert(table.key(), table.count(session).await?);
     }
     Ok(counts)
 }
