@@ -302,8 +302,12 @@ impl Beside {
 
     async fn ended_early(&mut self) -> Failure {
         let mut why = "a connection that reads rows ended early".to_owned();
+        // The others may wait for this one's portion.
+        self.workers.abort_all();
         while let Some(ended) = self.workers.join_next().await {
-            if let Err(error) = ended {
+            if let Err(error) = ended
+                && error.is_panic()
+            {
                 why = format!("a connection that reads rows ended: {error}");
             }
         }
