@@ -44,10 +44,10 @@ bench-restore *ARGS:
     cargo build --quiet --release
     target/venv/bin/python tests/bench/bench.py --only restore,backup --users 430000 {{ARGS}}
 
-# Measure recovery by a warm copy, and by a restore, as the size grows: `just bench-warm --growth 0.1,1,4`.
+# Measure recovery by a warm copy, and by a restore, as the size grows, in GiB: `just bench-warm --growth 0.1,1,4`.
 bench-warm *ARGS:
     cargo build --quiet --release
-    .ci/services run target/venv/bin/python tests/bench/bench.py --only warm --users 430000 {{ARGS}}
+    .ci/services run target/venv/bin/python tests/bench/bench.py --only warm --users 860000 {{ARGS}}
 
 # Build the API documentation; a broken link is an error.
 docs:

@@ -1,9 +1,8 @@
 //! Rows of large tables, read beside `pg_dump` in its snapshot: over several connections, a portion of a table at a
 //! time, each made into a compressed stream of its own by whoever reads it.
 //!
-//! `pg_dump` reads one row after the other over one connection, and writes down each by itself: it takes longer than
-//! to compress what it writes. It leaves these tables' rows out, and they are put where it would write them, as it
-//! would.
+//! `pg_dump` reads one row after the other over one connection, and a backup waits for it most of its time. It leaves
+//! these tables' rows out, and they are put where it would write them, as it would.
 
 use std::collections::VecDeque;
 use std::pin::pin;

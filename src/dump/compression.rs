@@ -91,9 +91,9 @@ pub async fn peek<R: AsyncRead + Send + Unpin>(
 }
 
 /// Compresses what is written to it, into one stream: several of them, one after the other, read as one.
-pub struct Compressor(Into);
+pub struct Compressor(Stream);
 
-enum Into {
+enum Stream {
     Plain(Vec<u8>),
     Gzip(GzEncoder<Vec<u8>>),
     Zstd(zstd::Encoder<'static, Vec<u8>>),
@@ -107,18 +107,18 @@ impl Compressor {
     /// When the level is none.
     pub fn new(compression: Compression, level: Option<i32>, threads: u32) -> std::io::Result<Self> {
         Ok(Self(match compression {
-            Compression::None => Into::Plain(vec![]),
+            Compression::None => Stream::Plain(vec![]),
             Compression::Gzip => {
                 let level = level.map_or_else(flate2::Compression::default, |level| {
                     flate2::Compression::new(level.clamp(0, 9).unsigned_abs())
                 });
-                Into::Gzip(GzEncoder::new(vec![], level))
+                Stream::Gzip(GzEncoder::new(vec![], level))
             }
             Compression::Zstd => {
                 let mut encoder = zstd::Encoder::new(vec![], level.unwrap_or(1))?;
                 encoder.include_checksum(true)?;
                 encoder.multithread(threads)?;
-                Into::Zstd(encoder)
+                Stream::Zstd(encoder)
             }
         }))
     }
@@ -129,9 +129,9 @@ impl Compressor {
     /// When it can't be compressed.
     pub fn write(&mut self, piece: &[u8]) -> std::io::Result<()> {
         match &mut self.0 {
-            Into::Plain(out) => out.extend_from_slice(piece),
-            Into::Gzip(encoder) => encoder.write_all(piece)?,
-            Into::Zstd(encoder) => encoder.write_all(piece)?,
+            Stream::Plain(out) => out.extend_from_slice(piece),
+            Stream::Gzip(encoder) => encoder.write_all(piece)?,
+            Stream::Zstd(encoder) => encoder.write_all(piece)?,
         }
         Ok(())
     }
@@ -139,9 +139,9 @@ impl Compressor {
     /// What has come out, if that is so many bytes.
     pub fn take(&mut self, at_least: usize) -> Option<Bytes> {
         let out = match &mut self.0 {
-            Into::Plain(out) => out,
-            Into::Gzip(encoder) => encoder.get_mut(),
-            Into::Zstd(encoder) => encoder.get_mut(),
+            Stream::Plain(out) => out,
+            Stream::Gzip(encoder) => encoder.get_mut(),
+            Stream::Zstd(encoder) => encoder.get_mut(),
         };
         (out.len() >= at_least).then(|| std::mem::take(out).into())
     }
@@ -152,9 +152,9 @@ impl Compressor {
     /// When it can't be compressed.
     pub fn finish(self) -> std::io::Result<Bytes> {
         Ok(match self.0 {
-            Into::Plain(out) => out,
-            Into::Gzip(encoder) => encoder.finish()?,
-            Into::Zstd(encoder) => encoder.finish()?,
+            Stream::Plain(out) => out,
+            Stream::Gzip(encoder) => encoder.finish()?,
+            Stream::Zstd(encoder) => encoder.finish()?,
         }
         .into())
     }

@@ -108,7 +108,11 @@ impl Taker<'_> {
                 }
             }
             (_, false, _) => {}
-            _ => return Err(Failure::permanent("pg_dump ended before all rows had their place")),
+            _ => {
+                return Err(Failure::permanent("pg_dump ended before all rows had their place").help(
+                    "see that pg_dump and the server fit each other; with `jobs: 1` it reads all rows itself",
+                ));
+            }
         }
         Ok(Taken { sha256: out.checksum.hex(), survey })
     }

@@ -203,9 +203,7 @@ async fn rows_that_the_role_cant_see_block_the_preview() {
         ),
     )
     .await;
-    let url = crate::support::url_with(&crate::support::postgres_url(), Some((&role, "pw")), "postgres");
-    let store = crate::fixture::storage("fs", &[("root", place.folder.path().to_str().unwrap())]);
-    let harness = crate::support::Harness::with([("db", crate::support::postgres(&url)), ("store", store)]);
+    let harness = place.harness_of(&role, "pw");
     let params = json!({ "target": "db", "database": database, "to": { "storage": "store", "path": "a.dump" } });
     let preview = harness.preview(BACKUP, params.clone(), &World::default()).await;
     assert!(

@@ -56,6 +56,13 @@ impl Place {
         self.harness = harness(self.folder.path(), bin_dir);
     }
 
+    /// The same services, the server's by this role.
+    pub fn harness_of(&self, role: &str, password: &str) -> Harness {
+        let url = url_with(&postgres_url(), Some((role, password)), "postgres");
+        let store = storage("fs", &[("root", self.folder.path().to_str().unwrap())]);
+        Harness::with([("db", crate::support::postgres(&url)), ("store", store)])
+    }
+
     pub fn path(&self, path: &str) -> PathBuf {
         self.folder.path().join(path)
     }
@@ -104,8 +111,12 @@ pub fn pg_dump(database: &str, arguments: &[&str]) -> Vec<u8> {
 
 /// What makes two databases the same: schema and data, as `pg_dump` writes them.
 pub fn likeness(database: &str) -> String {
-    let dump = String::from_utf8(pg_dump(database, &["--no-comments"])).unwrap();
-    // The key of \restrict is another one each time.
+    without_key(pg_dump(database, &["--no-comments"]))
+}
+
+/// A dump without the key of `\restrict`, which is another one each time.
+pub fn without_key(dump: Vec<u8>) -> String {
+    let dump = String::from_utf8(dump).unwrap();
     dump.lines().filter(|line| !line.contains("restrict ")).fold(String::new(), |all, line| all + line + "\n")
 }
 

@@ -1,11 +1,14 @@
 //! `postgres.backup` of large tables, whose rows are read beside `pg_dump`.
 
 use std::io::Read as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use lifeboat::failure::Failure;
+use lifeboat::step::Done;
 use serde_json::{Value, json};
 
-use crate::fixture::{Place, fake_tool, likeness, pg_dump};
+use crate::fixture::{Place, fake_tool, likeness, pg_dump, without_key};
 use crate::support::{connect, sql, until, value};
 
 const BACKUP: &str = "postgres.backup";
@@ -52,7 +55,7 @@ async fn backup(place: &Place, database: &str, path: &str, more: Value) -> Resul
     Ok(serde_json::from_slice(&manifest).unwrap())
 }
 
-/// A backup's text, without the key of `\restrict`, which is another one each time.
+/// A backup's text.
 fn text(place: &Place, path: &str) -> String {
     let bytes = std::fs::read(place.path(path)).unwrap();
     let mut text = vec![];
@@ -62,11 +65,6 @@ fn text(place: &Place, path: &str) -> String {
         _ => text = bytes,
     }
     without_key(text)
-}
-
-fn without_key(text: Vec<u8>) -> String {
-    let text = String::from_utf8(text).unwrap();
-    text.lines().filter(|line| !line.contains("restrict ")).fold(String::new(), |all, line| all + line + "\n")
 }
 
 #[tokio::test]
@@ -193,9 +191,7 @@ async fn a_role_that_may_only_read_with_few_connections() {
     let role = crate::fixture::role("reader").await;
     sql("postgres", &format!("ALTER ROLE {role} LOGIN PASSWORD 'pw' CONNECTION LIMIT 4 NOSUPERUSER")).await;
     sql("postgres", &format!("GRANT pg_read_all_data TO {role}")).await;
-    let url = crate::support::url_with(&crate::support::postgres_url(), Some((&role, "pw")), "postgres");
-    let store = crate::fixture::storage("fs", &[("root", place.folder.path().to_str().unwrap())]);
-    let harness = crate::support::Harness::with([("db", crate::support::postgres(&url)), ("store", store)]);
+    let harness = place.harness_of(&role, "pw");
     let to = json!({ "storage": "store", "path": "a.sql.zst" });
     harness.run(BACKUP, json!({ "target": "db", "database": database, "to": to, "jobs": 8 })).await.unwrap();
     assert!(text(&place, "a.sql.zst") == without_key(pg_dump(&database, &[])));
@@ -218,29 +214,55 @@ async fn a_pg_dump_that_ends_early_leaves_nothing() {
     }
 }
 
+/// Sessions that read ahead of a `pg_dump` that has come to a stop.
+const READ_AHEAD: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+     AND wait_event = 'ClientWrite' AND query LIKE 'COPY (SELECT%events%'";
+
+/// A backup under way whose `pg_dump` has come to a stop ([`stops_until`]).
+async fn stopped(place: &Place, database: &str) -> tokio::task::JoinHandle<Result<Done, Failure>> {
+    let to = json!({ "storage": "store", "path": "a.sql" });
+    // With so many connections each reads little ahead.
+    let step = place.harness.step(BACKUP, json!({ "target": "db", "database": database, "to": to, "jobs": 16 }));
+    let cx = place.harness.next_attempt();
+    let running = tokio::spawn(async move { step.run(&cx).await });
+    until("a connection waits for its turn", || async { value(database, READ_AHEAD).await.unwrap() != "0" }).await;
+    running
+}
+
+/// A `pg_dump` that stops after its first line until `flag` is there.
+fn stops_until(flag: &Path) -> tempfile::TempDir {
+    let flag = flag.display();
+    let script =
+        format!("$REAL \"$@\" | (read -r line; echo \"$line\"; while [ ! -e '{flag}' ]; do sleep 0.05; done; cat)");
+    fake_tool("pg_dump", &script)
+}
+
 #[tokio::test]
 async fn a_connection_that_is_lost_fails_the_backup() {
     let folder = tempfile::tempdir().unwrap();
     let flag = folder.path().join("go on");
-    let waits = format!(
-        "$REAL \"$@\" | (read -r line; echo \"$line\"; while [ ! -e '{}' ]; do sleep 0.05; done; cat)",
-        flag.display()
-    );
-    let tools = fake_tool("pg_dump", &waits);
+    let tools = stops_until(&flag);
     let place = Place::with_bin_dir("bk_llost", Some(tools.path()));
     let database = place.names.create("live", CONTENT).await;
-    let to = json!({ "storage": "store", "path": "a.sql" });
-    // With so many connections each reads little ahead.
-    let params = json!({ "target": "db", "database": database, "to": to, "jobs": 16 });
-    let step = place.harness.step(BACKUP, params);
-    let cx = place.harness.next_attempt();
-    let running = tokio::spawn(async move { step.run(&cx).await });
-    let reads = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'ClientWrite' \
-                 AND query LIKE 'COPY (SELECT%events%'";
-    until("a connection waits for its turn", || async { value(&database, reads).await.unwrap() != "0" }).await;
-    sql(&database, &reads.replace("count(*)", "pg_terminate_backend(pid)")).await;
+    let running = stopped(&place, &database).await;
+    sql(&database, &READ_AHEAD.replace("count(*)", "pg_terminate_backend(pid)")).await;
     std::fs::write(flag, "").unwrap();
     let failure = running.await.unwrap().unwrap_err();
     assert!(failure.transient && failure.message.contains("read the rows of auth.events"), "{failure}");
+    assert_eq!(place.files(), [""; 0]);
+}
+
+#[tokio::test]
+async fn cancelling_ends_those_that_read_ahead() {
+    let folder = tempfile::tempdir().unwrap();
+    let tools = stops_until(&folder.path().join("never"));
+    let place = Place::with_bin_dir("bk_lcancel", Some(tools.path()));
+    let database = place.names.create("live", CONTENT).await;
+    let running = stopped(&place, &database).await;
+    let started = Instant::now();
+    place.harness.cancel.cancel();
+    let failure = running.await.unwrap().unwrap_err();
+    assert!(failure.transient && started.elapsed() < Duration::from_secs(10), "{failure}");
+    until("they are gone", || async { value(&database, READ_AHEAD).await.unwrap() == "0" }).await;
     assert_eq!(place.files(), [""; 0]);
 }
