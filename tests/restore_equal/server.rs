@@ -29,10 +29,10 @@ async fn what_a_dump_sets_of_autovacuum_after_its_rows_stays() {
 async fn indexes_side_by_side_are_sorted_on_one_core_each_in_little_memory() {
     let place = Place::new("rv_sorted");
     // The indexes' own expression refuses to be worked out otherwise.
-    let tables = "SET maintenance_work_mem = '8MB'; SET max_parallel_maintenance_workers = 0; \
+    let tables = "SET maintenance_work_mem = '4MB'; SET max_parallel_maintenance_workers = 0; \
          CREATE FUNCTION as_sorted(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ DECLARE \
            how text := current_setting('maintenance_work_mem') || ', ' || current_setting('max_parallel_maintenance_workers'); \
-         BEGIN IF how <> '8MB, 0' THEN RAISE 'sorted with %', how; END IF; RETURN n; END $$; \
+         BEGIN IF how <> '4MB, 0' THEN RAISE 'sorted with %', how; END IF; RETURN n; END $$; \
          CREATE TABLE a (n) AS SELECT generate_series(1, 10000); CREATE TABLE b (n) AS SELECT n FROM a; \
          CREATE INDEX on_a ON a (as_sorted(n)); CREATE INDEX on_b ON b (as_sorted(n));";
     let live = place.names.create("live", tables).await;

@@ -80,24 +80,27 @@ impl Sorting {
     /// For these builds, while `busy` connections of `jobs` build at once.
     ///
     /// The server's own workers cost more than they give as long as all cores are busy. And a sort in memory that a
-    /// processor's cache holds, merged once, takes less than one in much: a B-tree of 1.7 million texts of 32 bytes
-    /// took 5.2 s of the server's time in 8 MB, 8.5 s in 256 MB, and 6.0 to 8.1 s there with workers; one of
-    /// 6.9 million 23, 41 and 33 s, on PostgreSQL 15. Numbers and uuids took as long either way.
+    /// processor's cache holds takes less than one in much, merged twice as well: a B-tree of 7 million texts of 32 bytes
+    /// took 7.2 s of the server's time in 4 MB, 8.5 in 8 MB, 9.6 in 13 MB, which is enough to merge once, and 10.5 in
+    /// 26 MB; one of 1.7 million 1.8 s in 4 MB, 2.0 in 8 MB and 3.6 in 256 MB, on PostgreSQL 15. Numbers and uuids took
+    /// as long either way.
     fn of(builds: &[Build], busy: usize, jobs: usize) -> Self {
         let [build] = builds else { return Self::AsSet };
         match build.rows {
-            Some(rows) if build.is_sorted() && 2 * busy > jobs.max(2) => Self::Alone(one_merge(rows)),
+            Some(rows) if build.is_sorted() && 2 * busy > jobs.max(2) => Self::Alone(two_merges(rows)),
             _ => Self::AsSet,
         }
     }
 }
 
-/// The least memory, in KiB, that sorts so many rows in one merge: PostgreSQL merges as many runs at once as it has
+/// The least memory, in KiB, that sorts so many rows in two merges: PostgreSQL merges as many runs at once as it has
 /// 264 KiB for (`MERGE_BUFFER_SIZE` and `TAPE_BUFFER_OVERHEAD` in its `tuplesort.c`), each as long as its memory.
-fn one_merge(rows: u64) -> u64 {
+fn two_merges(rows: u64) -> u64 {
     // What a row takes there, roughly.
-    const ROW: u64 = 100;
-    (rows.saturating_mul(ROW) / 1024 * 264).isqrt().max(8 << 10)
+    const ROW: f64 = 100.0;
+    let least = (rows as f64 * ROW / 1024.0 * 264.0 * 264.0).cbrt() as u64;
+    // A part of a run's memory is of no use.
+    (least + 264).max(4 << 10)
 }
 
 /// What is built in one transaction.
@@ -372,7 +375,7 @@ mod tests {
             "ALTER TABLE ONLY a.t ADD CONSTRAINT i UNIQUE (b);",
         ];
         for text in sorted {
-            assert_eq!(Sorting::of(&[index(million, text)], 2, 2), Sorting::Alone(8 << 10), "{text}");
+            assert_eq!(Sorting::of(&[index(million, text)], 2, 2), Sorting::Alone(4 << 10), "{text}");
         }
         for (builds, busy, jobs) in [
             (vec![index(million, "CREATE INDEX i ON a.t USING gin (b);")], 2, 2),
@@ -407,13 +410,13 @@ mod tests {
     }
 
     #[test]
-    fn a_sort_takes_as_much_as_one_merge_of_its_runs_needs() {
+    fn a_sort_takes_as_much_as_two_merges_of_its_runs_need() {
         for rows in [1, 1_000_000, 100_000_000, 100_000_000_000] {
-            let kib = one_merge(rows);
+            let kib = two_merges(rows);
             let (runs, most) = (rows * 100 / 1024 / kib, kib / 264);
-            assert!(kib >= 8 << 10 && runs <= most, "{rows} in {kib} KiB: {runs} runs, {most} at once");
+            assert!(kib >= 4 << 10 && runs <= most * most, "{rows} in {kib} KiB: {runs} runs, {most} at once");
         }
-        assert_eq!([1_000_000, 100_000_000].map(one_merge), [8192, 50_775]);
-        assert!(one_merge(u64::MAX) > one_merge(100_000_000_000));
+        assert_eq!([1_000_000, 100_000_000].map(two_merges), [4096, 9060]);
+        assert!(two_merges(u64::MAX) > two_merges(100_000_000_000));
     }
 }

@@ -7,7 +7,6 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use serde_json::json;
 use tokio::sync::Mutex;
 
 use super::super::statement::{Token, tokens};
@@ -121,7 +120,7 @@ pub async fn make(
                 statements[batch.clone()].iter().map(|statement| statement.text.as_str()).collect();
             match kill::around("tables", session.batch_execute(&texts.join("\n"))).await {
                 Ok(()) => {
-                    ordered.ledger.write(&session, TABLES, number(&batch), json!({})).await?;
+                    ordered.ledger.write(&session, TABLES, number(&batch)).await?;
                     session.batch("commit a transaction", "COMMIT").await?;
                 }
                 // Not so when the server was told to stop.
