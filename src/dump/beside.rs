@@ -83,7 +83,7 @@ impl Large {
     ) -> Result<Vec<Self>, Failure> {
         let large = |table: &&Table| table.bytes >= LARGE;
         // Names are written as they are. What lies in a hash partition may belong to another one elsewhere: `pg_dump`
-        // knows when.
+        // knows when, and what is added up of a table some of whose partitions are such is added up where it is read.
         if major < FINDS_BLOCKS || encoding != "UTF8" || !chosen.iter().any(|table| large(&table)) {
             return Ok(vec![]);
         }
@@ -98,8 +98,8 @@ impl Large {
                              FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 \
                               AND NOT a.attisdropped AND a.attgenerated = '') x \
                     WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND m.amname = 'heap' AND x.list IS NOT NULL \
-                      AND NOT EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors(c.oid) a \
-                                        JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = a.relid AND p.partstrat = 'h') \
+                      AND NOT EXISTS (SELECT FROM pg_catalog.pg_partition_tree(pg_catalog.pg_partition_root(c.oid)) t \
+                                        JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = t.relid AND p.partstrat = 'h') \
                     ORDER BY n.nspname COLLATE \"C\", c.relname COLLATE \"C\"";
         let found = session.rows("look at the large tables", sql, &[]).await?;
         let mut all: Vec<(u64, Self)> = vec![];

@@ -6,7 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::outline::Name;
+use super::manifest::table_name;
+use super::outline::{Name, above};
 use super::survey::Survey;
 use crate::failure::Failure;
 use crate::service::postgres::name_parts;
@@ -56,18 +57,30 @@ impl Choice {
         let there: BTreeSet<Table> = with_rows.chain(attached.iter().map(|(_, parent)| parent.clone())).collect();
         let wanted: BTreeMap<&String, Table> =
             tables.iter().filter_map(|name| Some((name, name_parts(name)?))).collect();
+        let mut choice = Self {
+            schemas: schemas.iter().cloned().collect(),
+            tables: wanted.values().cloned().collect(),
+            above: BTreeSet::new(),
+            left_out: vec![],
+        };
+        let parents = outline.parents();
+        for [schema, table] in attached.iter().map(|(child, _)| child).filter(|child| choice.has(child)) {
+            let own = table_name(schema, table);
+            let through =
+                above(&parents, &own).find(|top| survey.rows.contains_key(*top) && !choice.has_rows_of(top));
+            if let Some(through) = through {
+                return Err(Failure::permanent(format!(
+                    "`{path}` holds the rows of {own} among those of {through}"
+                ))
+                .help(format!("choose {through}, or all of the dump")));
+            }
+        }
         let missing = schemas.iter().find(|schema| !there.iter().any(|[own, _]| own == *schema));
         let missing =
             missing.or_else(|| wanted.iter().find(|(_, table)| !there.contains(*table)).map(|(name, _)| *name));
         if let Some(missing) = missing {
             return Err(nothing_of(path, missing));
         }
-        let mut choice = Self {
-            schemas: schemas.iter().cloned().collect(),
-            tables: wanted.into_values().collect(),
-            above: BTreeSet::new(),
-            left_out: vec![],
-        };
         // Partitions come with what they are attached to, wherever they are, and theirs with them.
         while let Some((child, _)) =
             attached.iter().find(|(child, parent)| choice.has(parent) && !choice.tables.contains(child))

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::manifest::table_name;
+use super::rows::canonical;
 use crate::failure::Failure;
 use crate::service::postgres::session::ask_all;
 use crate::service::postgres::{Session, ident};
@@ -18,6 +19,8 @@ pub struct Table {
     pub bytes: u64,
     /// Whether its rows are in its partitions.
     pub partitioned: bool,
+    /// The tables that it is a partition of, as manifests name them; the one at the top is the last.
+    pub within: Vec<String>,
     /// Whether it belongs to an extension: its rows are the extension's business.
     pub of_extension: bool,
 }
@@ -26,6 +29,15 @@ impl Table {
     /// `schema.table`, as manifests name it.
     pub fn key(&self) -> String {
         table_name(&self.schema, &self.name)
+    }
+
+    /// Whether `names` has it, or a table that it is a partition of.
+    pub fn is_named(&self, names: &[String]) -> bool {
+        let own = self.key();
+        names.iter().any(|name| {
+            let name = canonical(name);
+            name == own || self.within.contains(&name)
+        })
     }
 
     /// Its rows, exactly, as the session sees them.
@@ -52,7 +64,12 @@ impl Table {
 pub async fn tables(session: &Session) -> Result<Vec<Table>, Failure> {
     let sql = "SELECT n.nspname::text, c.relname::text, pg_catalog.pg_table_size(c.oid), c.relkind = 'p', \
                       EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass \
-                              AND d.objid = c.oid AND d.deptype = 'e') \
+                              AND d.objid = c.oid AND d.deptype = 'e'), \
+                      ARRAY(SELECT name FROM pg_catalog.pg_partition_ancestors(c.oid) WITH ORDINALITY a (oid, at) \
+                              JOIN pg_catalog.pg_class ac ON ac.oid = a.oid \
+                              JOIN pg_catalog.pg_namespace an ON an.oid = ac.relnamespace, \
+                           LATERAL (VALUES (1, an.nspname::text), (2, ac.relname::text)) p (part, name) \
+                             WHERE a.oid <> c.oid ORDER BY a.at, part) \
                FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' \
                  AND n.nspname <> 'information_schema' AND NOT starts_with(n.nspname, 'pg_') \
@@ -66,6 +83,11 @@ pub async fn tables(session: &Session) -> Result<Vec<Table>, Failure> {
             bytes: row.get::<_, Option<i64>>(2).unwrap_or(0).unsigned_abs(),
             partitioned: row.get(3),
             of_extension: row.get(4),
+            within: row
+                .get::<_, Vec<String>>(5)
+                .chunks_exact(2)
+                .map(|name| table_name(&name[0], &name[1]))
+                .collect(),
         })
         .collect())
 }

@@ -79,6 +79,10 @@ pub struct Manifest {
     pub ctype: String,
     /// Rows in the dump's own snapshot, by `schema.table`, of the tables that are in it.
     pub tables: BTreeMap<String, u64>,
+    /// How many of them the partitions of each partitioned table have, which has none of its own. None in manifests of
+    /// versions that did not say so.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub partitioned: BTreeMap<String, u64>,
     /// What those rows come to, of the tables whose rows COPY writes. None in manifests of
     /// versions that did not add rows up.
     #[serde(default, skip_serializing_if = "Hashes::is_empty")]
@@ -144,6 +148,11 @@ impl Manifest {
         content.push(b'\n');
         let expected_bytes = content.len() as u64;
         storage.put(&path_of(&self.path), content, UploadOptions { writer, expected_bytes, replace: true }).await
+    }
+
+    /// How many rows a query finds in each table once the backup is restored, partitioned ones among them.
+    pub fn found(&self) -> BTreeMap<String, u64> {
+        self.tables.iter().chain(&self.partitioned).map(|(table, rows)| (table.clone(), *rows)).collect()
     }
 
     /// Whether an object with this size and checksum is the one that the manifest describes.

@@ -4,7 +4,10 @@
 //! Whatever isn't known for certain keeps its place ([`Part::InOrder`]), or makes the whole
 //! dump one that only `psql` restores ([`Part::Unfit`]).
 
+use std::collections::BTreeMap;
+
 use super::lexer::HELD;
+use super::manifest::table_name;
 use super::statement::{Kind, Token, qualified, tokens};
 
 /// How much of statements, rows left out, is held in memory.
@@ -96,6 +99,11 @@ enum Stage {
 impl Outline {
     pub(super) fn statement(&mut self, text: &[u8], kind: &Kind) {
         if self.unfit.is_some() {
+            if matches!(kind, Kind::Other)
+                && let Part::Attach { table, partition } = part(text)
+            {
+                self.attached.push((partition, table));
+            }
             return;
         }
         self.unfit = match kind {
@@ -142,11 +150,35 @@ impl Outline {
         None
     }
 
+    /// What each partition is attached to, by the names that manifests have.
+    pub fn parents(&self) -> BTreeMap<String, String> {
+        let key = |(schema, table): &Name| table_name(schema.as_deref().unwrap_or("public"), table);
+        self.attached.iter().map(|(own, of)| (key(own), key(of))).collect()
+    }
+
+    /// How many rows the partitions of each partitioned table have, if `rows` are those of single tables.
+    pub fn partitioned(&self, rows: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+        let parents = self.parents();
+        let mut found = BTreeMap::new();
+        for (table, rows) in rows {
+            for above in above(&parents, table) {
+                *found.entry(above.clone()).or_default() += rows;
+            }
+        }
+        found
+    }
+
     pub(super) fn data(&mut self, bytes: usize) {
         if let Some(last) = self.copies.last_mut() {
             *last += bytes as u64;
         }
     }
+}
+
+/// The tables that a partition is in, the one at the top last.
+pub fn above<'a>(parents: &'a BTreeMap<String, String>, table: &str) -> impl Iterator<Item = &'a String> {
+    // No table is above itself: as many steps as there are partitions lead to the top.
+    std::iter::successors(parents.get(table), |above| parents.get(*above)).take(parents.len())
 }
 
 /// Whether it makes something that changes rows on their way.

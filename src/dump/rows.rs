@@ -11,7 +11,7 @@ use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::count::tables;
+use super::count::{Table, tables};
 use super::manifest::table_name;
 use crate::failure::Failure;
 use crate::service::postgres::{Session, ident, literal, name_parts};
@@ -102,16 +102,18 @@ impl RowSum {
 ///
 /// # Errors
 /// What the server said.
-async fn sum_of(session: &Session, table: &str, columns: &[String], encoding: &str) -> Result<RowSum, Failure> {
-    let attempted = format!("read the rows of {table}");
-    let Some([schema, name]) = name_parts(table) else {
-        return Err(Failure::permanent(format!("`{table}` is not a table's name")));
+async fn sum_of(session: &Session, table: &Table, columns: &[String], encoding: &str) -> Result<RowSum, Failure> {
+    let attempted = format!("read the rows of {}", table.key());
+    let name = format!("{}.{}", ident(&table.schema), ident(&table.name));
+    let columns = columns.iter().map(|column| ident(column)).collect::<Vec<_>>().join(", ");
+    let rows = match columns.as_str() {
+        // COPY reads no partitions by their table's name.
+        columns if table.partitioned => format!("(SELECT {columns} FROM {name})"),
+        // A table without columns takes no list.
+        "" => name,
+        columns => format!("{name} ({columns})"),
     };
-    let columns: Vec<String> = columns.iter().map(|column| ident(column)).collect();
-    // A table without columns takes no list.
-    let columns = if columns.is_empty() { String::new() } else { format!(" ({})", columns.join(", ")) };
-    let sql =
-        format!("COPY {}.{}{columns} TO STDOUT (ENCODING {})", ident(&schema), ident(&name), literal(encoding));
+    let sql = format!("COPY {rows} TO STDOUT (ENCODING {})", literal(encoding));
     let failed = |error: tokio_postgres::Error| session.failure(&attempted, &error);
     let mut stream = Box::pin(session.copy_out(&sql).await.map_err(failed)?);
     let mut sum = RowSum::default();
@@ -154,8 +156,8 @@ pub async fn compare(
             (Some(_), None) => {
                 compared.wrong.push(format!("the backup doesn't say what the rows of {table} come to"));
             }
-            (Some(_), Some(hash)) => {
-                let found = sum_of(session, table, &hash.columns, encoding).await?;
+            (Some(there), Some(hash)) => {
+                let found = sum_of(session, there, &hash.columns, encoding).await?;
                 compared.wrong.extend(difference(table, *rows, hash, &found));
                 compared.counts.insert(table.clone(), found.rows());
             }

@@ -1,12 +1,13 @@
 //! What a plain SQL dump says while it streams by: whether it is whole, how many rows it
 //! has for each table, and what it needs. Leaves out what a restore must not run.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::encoding::decoded;
 use super::lexer::{Lexer, Listener, Verdict};
 use super::manifest::table_name;
-use super::outline::Outline;
+use super::outline::{Outline, above};
 use super::rows::{Hashes, RowSum, RowsHash};
 use super::statement::{Kind, conforming_strings, copy_columns, kind};
 use super::whole::Whole;
@@ -60,6 +61,9 @@ pub struct PlainReader {
     hearer: Hearer,
 }
 
+/// What rows come to, and their columns. Those of other columns can't be added.
+type Sum = (RowSum, Vec<String>);
+
 /// Hears a dump go by.
 #[derive(Debug, Default)]
 pub(super) struct Hearer {
@@ -67,9 +71,10 @@ pub(super) struct Hearer {
     survey: Survey,
     /// The table whose rows go by, and how many did.
     copying: Option<(String, u64)>,
-    /// Its rows added up, and its columns, if that was asked for.
-    sum: Option<(RowSum, Vec<String>)>,
-    hashing: bool,
+    /// What each table's rows come to so far, if that was asked for.
+    sums: Option<BTreeMap<String, Option<Sum>>>,
+    /// The same of the rows that go by.
+    sum: Option<Sum>,
     search_path: Option<String>,
     /// Whether a backslash escapes in every string.
     old_strings: bool,
@@ -90,7 +95,7 @@ impl PlainReader {
 
     /// A reader that adds up what the rows of each table come to as well ([`Survey::hashes`]).
     pub fn hashing() -> Self {
-        Self { hearer: Hearer { hashing: true, ..Hearer::default() }, ..Self::default() }
+        Self { hearer: Hearer { sums: Some(BTreeMap::new()), ..Hearer::default() }, ..Self::default() }
     }
 
     /// Reads on; what a restore should run is appended to `out`, if that is wanted.
@@ -161,15 +166,38 @@ impl Hearer {
             return Err(cut("its \\restrict is never ended"));
         }
         self.survey.lines = line;
+        self.gather();
         Ok(self.survey)
     }
 
     fn end_copy(&mut self) {
         if let Some((table, rows)) = self.copying.take() {
-            if let Some((sum, columns)) = self.sum.take() {
-                self.survey.hashes.insert(table.clone(), RowsHash { columns, sum: sum.hex() });
+            if let Some(sums) = &mut self.sums {
+                add(sums, table.clone(), self.sum.take());
             }
             *self.survey.rows.entry(table).or_default() += rows;
+        }
+    }
+
+    /// Puts the rows of partitions to those of the table at the top, where it has some: `pg_dump` writes them through
+    /// it where a value may belong to another partition elsewhere, and a query finds all of them there.
+    fn gather(&mut self) {
+        let survey = &mut self.survey;
+        let parents = survey.outline.parents();
+        let rows = std::mem::take(&mut survey.rows);
+        let place = |table: String| {
+            above(&parents, &table).filter(|top| rows.contains_key(*top)).last().cloned().unwrap_or(table)
+        };
+        let mut sums = BTreeMap::new();
+        for (table, sum) in self.sums.take().into_iter().flatten() {
+            add(&mut sums, place(table), sum);
+        }
+        let hash = |(table, sum): (String, Option<Sum>)| {
+            sum.map(|(sum, columns)| (table, RowsHash { columns, sum: sum.hex() }))
+        };
+        survey.hashes = sums.into_iter().filter_map(hash).collect();
+        for (table, rows) in &rows {
+            *survey.rows.entry(place(table.clone())).or_default() += rows;
         }
     }
 
@@ -212,7 +240,8 @@ impl Listener for Hearer {
         Ok(match kind {
             Kind::Copy { schema, table } => {
                 self.copying = Some((self.table(schema.as_ref(), &table), 0));
-                self.sum = self.hashing.then(|| (RowSum::default(), copy_columns(&readable).unwrap_or_default()));
+                let hashing = self.sums.is_some();
+                self.sum = hashing.then(|| (RowSum::default(), copy_columns(&readable).unwrap_or_default()));
                 Verdict::Copy
             }
             Kind::Insert { schema, table } => {
@@ -319,6 +348,17 @@ impl Listener for Hearer {
 
     fn data(&mut self, rows: &[u8]) {
         self.survey.outline.data(rows.len());
+    }
+}
+
+/// Adds what rows of a table come to.
+fn add(sums: &mut BTreeMap<String, Option<Sum>>, table: String, sum: Option<Sum>) {
+    match sums.entry(table) {
+        Entry::Vacant(first) => drop(first.insert(sum)),
+        Entry::Occupied(mut known) => match (known.get_mut(), sum) {
+            (Some((before, of)), Some((sum, columns))) if *of == columns => before.join(&sum),
+            (known, _) => *known = None,
+        },
     }
 }
 

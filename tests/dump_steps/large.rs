@@ -221,6 +221,10 @@ const READ_AHEAD: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = 
 /// A backup under way whose `pg_dump` has come to a stop ([`stops_until`]).
 async fn stopped(place: &Place, database: &str) -> tokio::task::JoinHandle<Result<Done, Failure>> {
     let to = json!({ "storage": "store", "path": "a.sql" });
+    // More than sockets and channels hold.
+    let more = "INSERT INTO auth.events (id, data) \
+        SELECT g, jsonb_build_object('text', repeat(md5(g::text), 40)) FROM generate_series(100000, 140000) g";
+    sql(database, more).await;
     // With so many connections each reads little ahead.
     let step = place.harness.step(BACKUP, json!({ "target": "db", "database": database, "to": to, "jobs": 16 }));
     let cx = place.harness.next_attempt();
@@ -245,7 +249,13 @@ async fn a_connection_that_is_lost_fails_the_backup() {
     let place = Place::with_bin_dir("bk_llost", Some(tools.path()));
     let database = place.names.create("live", CONTENT).await;
     let running = stopped(&place, &database).await;
-    sql(&database, &READ_AHEAD.replace("count(*)", "pg_terminate_backend(pid)")).await;
+    // Some wait for a moment only, and are done with their rows when they are to be ended.
+    until("none waits any more", || async {
+        sql(&database, &READ_AHEAD.replace("count(*)", "pg_terminate_backend(pid)")).await;
+        let reading = READ_AHEAD.replace("AND wait_event = 'ClientWrite'", "AND state = 'active'");
+        value(&database, &reading).await.unwrap() == "0"
+    })
+    .await;
     std::fs::write(flag, "").unwrap();
     let failure = running.await.unwrap().unwrap_err();
     assert!(failure.transient && failure.message.contains("read the rows of auth.events"), "{failure}");

@@ -66,10 +66,10 @@ pub struct Backup {
     /// Only these schemas.
     #[serde(default)]
     schemas: Vec<String>,
-    /// Only these tables, as `schema.table`.
+    /// Only these tables, as `schema.table`, with their partitions.
     #[serde(default)]
     tables: Vec<String>,
-    /// Without these tables, as `schema.table`.
+    /// Without these tables, as `schema.table`, and their partitions.
     #[serde(default)]
     exclude: Vec<String>,
     /// Whether the server's roles are written beside it (`<path>.globals.sql`).
@@ -213,7 +213,8 @@ impl Step for Backup {
         }
         let version = session.server_facts().await?.version;
         let snapshot = Snapshot::take(&session).await?;
-        let chosen = self.chosen_tables(tables(&session).await?)?;
+        let all = tables(&session).await?;
+        let chosen = self.chosen_tables(&all)?;
         let size: u64 = chosen.iter().map(|table| table.bytes).sum();
         let tool = server.tool("pg_dump", snapshot.server_major).await?;
         let large = self.large(&chosen, &session, &snapshot).await?;
@@ -249,11 +250,11 @@ impl Step for Backup {
             reporter.progress(progress);
         };
         let command = server.command(&tool, Some(&self.database)).env("PGOPTIONS", DUMP_OPTIONS);
-        let command = command.args(self.arguments(&snapshot, &large));
+        let command = command.args(self.arguments(&snapshot, &all, &large));
         let dumped = tokio::try_join!(taker.take(&command, &mut upload, watch), count(&session, &chosen));
-        let (taken, rows) = match dumped.and_then(|(taken, rows)| {
-            taken.survey.as_ref().map_or(Ok(()), |survey| same_rows(survey, &rows))?;
-            Ok((taken, rows))
+        let (taken, counted) = match dumped.and_then(|(taken, counted)| {
+            taken.survey.as_ref().map(|survey| same_rows(survey, &chosen, &counted)).transpose()?;
+            Ok((taken, counted))
         }) {
             Ok(dumped) => dumped,
             Err(failure) => {
@@ -270,8 +271,10 @@ impl Step for Backup {
         let bytes = self.publish(upload, &storage, &taken.sha256, cx).await?;
         let proven = async {
             let to = &self.to.storage;
-            let read = self.read_back(&server, &storage, &taken, &rows, snapshot.server_major, cx).await;
-            let read = read.map_err(|failure| failure.context(format!("read the backup back from {to}")))?;
+            let counted = (&*chosen, &*counted);
+            let read = self.read_back(&server, &storage, &taken, counted, snapshot.server_major, cx).await;
+            let (read, rows) =
+                read.map_err(|failure| failure.context(format!("read the backup back from {to}")))?;
             if self.verify == Proving::Restore {
                 let restored = self.restore(&server, &storage, &read, &snapshot.encoding, version, cx).await;
                 restored.map_err(|failure| failure.context(format!("restore the backup in {to} to prove it")))?;
@@ -297,6 +300,7 @@ impl Step for Backup {
                 collate: snapshot.collate,
                 ctype: snapshot.ctype,
                 rows: rows.values().sum(),
+                partitioned: read.survey.outline.partitioned(&rows),
                 tables: rows,
                 hashes: read.survey.hashes,
                 partial: !(self.schemas.is_empty() && self.tables.is_empty() && self.exclude.is_empty()),
@@ -356,7 +360,7 @@ impl Backup {
         self.chosen() == (Format::Custom, Compression::Gzip) && ending(&self.to.path).is_none()
     }
 
-    fn arguments(&self, snapshot: &Snapshot, large: &[Large]) -> Vec<String> {
+    fn arguments(&self, snapshot: &Snapshot, all: &[Table], large: &[Large]) -> Vec<String> {
         let (format, _) = self.chosen();
         let mut arguments = vec![
             "--no-password".to_owned(),
@@ -371,9 +375,9 @@ impl Backup {
         // Quoted, a name is no pattern.
         arguments.extend(self.schemas.iter().map(|schema| format!("--schema={}", ident(schema))));
         for (option, names) in [("table", &self.tables), ("exclude-table", &self.exclude)] {
-            let parts = names.iter().filter_map(|name| name_parts(name));
+            let named = all.iter().filter(|table| table.is_named(names));
             arguments
-                .extend(parts.map(|[schema, table]| format!("--{option}={}.{}", ident(&schema), ident(&table))));
+                .extend(named.map(|table| format!("--{option}={}.{}", ident(&table.schema), ident(&table.name))));
         }
         let beside =
             |table: &Large| format!("--exclude-table-data={}.{}", ident(&table.schema), ident(&table.name));
@@ -394,15 +398,9 @@ impl Backup {
     }
 
     /// The tables whose rows will be in the dump.
-    fn chosen_tables(&self, all: Vec<Table>) -> Result<Vec<Table>, Failure> {
-        let named = |names: &[String], table: &Table| {
-            names
-                .iter()
-                .filter_map(|name| name_parts(name))
-                .any(|[schema, name]| schema == table.schema && name == table.name)
-        };
+    fn chosen_tables(&self, all: &[Table]) -> Result<Vec<Table>, Failure> {
         for name in self.tables.iter().chain(&self.exclude) {
-            if !all.iter().any(|table| named(std::slice::from_ref(name), table)) {
+            if !all.iter().any(|table| table.is_named(std::slice::from_ref(name))) {
                 return Err(Failure::permanent(format!(
                     "database {} on {} has no table {name}",
                     self.database, self.target
@@ -418,11 +416,12 @@ impl Backup {
             }
         }
         Ok(all
-            .into_iter()
+            .iter()
             .filter(|table| !table.partitioned && !table.of_extension)
             .filter(|table| self.schemas.is_empty() || self.schemas.contains(&table.schema))
-            .filter(|table| self.tables.is_empty() || named(&self.tables, table))
-            .filter(|table| !named(&self.exclude, table))
+            .filter(|table| self.tables.is_empty() || table.is_named(&self.tables))
+            .filter(|table| !table.is_named(&self.exclude))
+            .cloned()
             .collect())
     }
 

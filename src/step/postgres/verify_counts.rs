@@ -347,7 +347,8 @@ impl VerifyCounts {
 }
 
 fn in_backup(manifest: Option<&Manifest>, table: &str) -> Option<u64> {
-    manifest?.tables.get(&canonical(table)).copied()
+    let (manifest, table) = (manifest?, canonical(table));
+    manifest.tables.get(&table).or_else(|| manifest.partitioned.get(&table)).copied()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::verify_counts::Against;
 use super::{ReadAt, check_database_name, counted, database_resource, server};
-use crate::dump::count::tables;
+use crate::dump::count::{Table, tables};
 use crate::dump::manifest::Manifest;
 use crate::dump::rows::{FORMS, canonical, compare};
 use crate::failure::Failure;
@@ -196,11 +196,12 @@ impl VerifyRows {
         let there: BTreeMap<_, _> = tables(session).await?.into_iter().map(|table| (table.key(), table)).collect();
         let mut wrong = Vec::new();
         if self.tables.is_empty() && !manifest.partial {
+            let in_backup = |table: &Table| {
+                std::iter::once(&table.key()).chain(&table.within).any(|name| manifest.tables.contains_key(name))
+            };
             let of_the_user = there.values().filter(|table| !table.of_extension && !table.partitioned);
-            let more = of_the_user
-                .map(crate::dump::count::Table::key)
-                .filter(|table| !manifest.tables.contains_key(table));
-            wrong.extend(more.map(|table| format!("{table} is not in the backup")));
+            let more = of_the_user.filter(|table| !in_backup(table));
+            wrong.extend(more.map(|table| format!("{} is not in the backup", table.key())));
         }
         let total = Some(wanted.values().sum());
         let watch = |table: &str, done: u64| {

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::backups::{Backup, Listing};
 use super::{changed_by, check_object_path};
-use crate::dump::manifest;
+use crate::dump::manifest::{self, Manifest};
 use crate::failure::Failure;
 use crate::service::Services;
 use crate::step::effect::{Effect, Resource, Role};
@@ -107,7 +107,7 @@ impl Step for Find {
         }
         match self.find(services).await {
             Ok((backup, done)) => {
-                let rows = backup.manifest.as_ref().map(|manifest| manifest.tables.clone());
+                let rows = backup.manifest.as_ref().map(Manifest::found);
                 let summary = done.summary.unwrap_or(summary);
                 let mut preview = Preview::new(Action::Read, Certainty::Observed, summary)
                     .fact(Resource::object(&self.target, &backup.path), Fact::Present { rows });

@@ -20,8 +20,7 @@ impl Backup {
         preview: Preview,
     ) -> Result<Preview, Failure> {
         let major = session.server_facts().await?.version.major;
-        let all = tables(session).await?;
-        let chosen = self.chosen_tables(all)?;
+        let chosen = self.chosen_tables(&tables(session).await?)?;
         let size: u64 = chosen.iter().map(|table| table.bytes).sum();
         let mut preview = Preview {
             action: Action::Create,

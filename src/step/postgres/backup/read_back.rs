@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Backup;
 use super::restored::Proving;
+use crate::dump::count::Table;
 use crate::dump::proof::{Proof, prove};
 use crate::dump::survey::Survey;
 use crate::dump::take::Taken;
@@ -15,16 +16,16 @@ use crate::service::storage::Storage;
 use crate::step::RunCx;
 
 impl Backup {
-    /// Reads what was published to its end. Gives what a restore of it is to come to.
+    /// Reads what was published to its end. Gives what a restore of it is to come to, and its rows as [`same_rows`] does.
     pub(super) async fn read_back(
         &self,
         server: &Server,
         storage: &Storage,
         taken: &Taken,
-        rows: &BTreeMap<String, u64>,
+        (chosen, counted): (&[Table], &[u64]),
         major: u32,
         cx: &RunCx,
-    ) -> Result<Proof, Failure> {
+    ) -> Result<(Proof, BTreeMap<String, u64>), Failure> {
         let path = &self.to.path;
         let total = Some(storage.object(path).await?.bytes);
         let watch = |done: u64, _: Option<&str>| {
@@ -36,21 +37,17 @@ impl Backup {
         // is where it belongs; that they are the same, the checksums of object and compression say.
         let hashing = taken.survey.is_none() || self.verify == Proving::Restore;
         let mut proof = prove(storage, path, Some(&pg_restore), hashing, &cx.redactor, &cx.cancel, &watch).await?;
-        match &proof.sha256 {
-            Some(there) if *there != taken.sha256 => {
-                let message = format!("`{path}` came out with the checksum {there}, not {}", taken.sha256);
-                return Err(
-                    Failure::permanent(message).help("the storage damaged it, or something else writes there")
-                );
-            }
-            _ => same_rows(&proof.survey, rows)?,
+        if let Some(there) = proof.sha256.as_ref().filter(|there| **there != taken.sha256) {
+            let message = format!("`{path}` came out with the checksum {there}, not {}", taken.sha256);
+            return Err(Failure::permanent(message).help("the storage damaged it, or something else writes there"));
         }
+        let rows = same_rows(&proof.survey, chosen, counted)?;
         match &taken.survey {
             Some(written) if hashing => same_hashes(path, written, &proof.survey)?,
             Some(written) => proof.survey.hashes.clone_from(&written.hashes),
             None => {}
         }
-        Ok(proof)
+        Ok((proof, rows))
     }
 }
 
@@ -63,9 +60,22 @@ fn same_hashes(path: &str, written: &Survey, read: &Survey) -> Result<(), Failur
     }
 }
 
-/// What was dumped must be what the snapshot holds.
-pub(super) fn same_rows(survey: &Survey, rows: &BTreeMap<String, u64>) -> Result<(), Failure> {
-    for (table, counted) in rows {
+/// What was dumped must be what the snapshot holds: `counted` rows of each of the `chosen` tables. Gives the rows by the
+/// tables that the dump has them for. `pg_dump` writes those of a hash partition for the table at the top, where a value
+/// may belong to another partition elsewhere (`forcePartitionRootLoad` in its `pg_dump.c`).
+pub(super) fn same_rows(
+    survey: &Survey,
+    chosen: &[Table],
+    counted: &[u64],
+) -> Result<BTreeMap<String, u64>, Failure> {
+    let mut rows = BTreeMap::new();
+    for (table, counted) in chosen.iter().zip(counted) {
+        let own = table.key();
+        let top =
+            table.within.last().filter(|top| !survey.rows.contains_key(&own) && survey.rows.contains_key(*top));
+        *rows.entry(top.cloned().unwrap_or(own)).or_default() += counted;
+    }
+    for (table, counted) in &rows {
         let dumped = survey.rows.get(table).copied();
         if dumped != Some(*counted) {
             let dumped = dumped.map_or_else(|| "no rows".to_owned(), |rows| format!("{rows} rows"));
@@ -75,5 +85,5 @@ pub(super) fn same_rows(survey: &Survey, rows: &BTreeMap<String, u64>) -> Result
             .help("it is no backup and was not kept; see that pg_dump and the server fit each other"));
         }
     }
-    Ok(())
+    Ok(rows)
 }

@@ -1,7 +1,5 @@
 //! The snapshot that a dump and its row counts share.
 
-use std::collections::BTreeMap;
-
 use crate::dump::count::Table;
 use crate::failure::Failure;
 use crate::service::postgres::Session;
@@ -49,11 +47,11 @@ impl Snapshot {
     }
 }
 
-/// Counts rows in the snapshot that the session took.
-pub async fn count(session: &Session, chosen: &[Table]) -> Result<BTreeMap<String, u64>, Failure> {
-    let mut counts = BTreeMap::new();
+/// Counts rows in the snapshot that the session took, table by table.
+pub async fn count(session: &Session, chosen: &[Table]) -> Result<Vec<u64>, Failure> {
+    let mut counts = vec![];
     for table in chosen {
-        counts.insert(table.key(), table.count(session).await?);
+        counts.push(table.count(session).await?);
     }
     Ok(counts)
 }

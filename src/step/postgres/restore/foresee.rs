@@ -188,12 +188,17 @@ impl Restore {
                 "make room, point TMPDIR elsewhere, or set `jobs: 1`".to_owned(),
             );
         }
-        let rows: BTreeMap<String, u64> = match &proof.manifest {
+        let mut rows: BTreeMap<String, u64> = match &proof.manifest {
             Some(manifest) if self.is_whole() => manifest.tables.clone(),
             _ => self.chosen_rows(&proof)?,
         };
         let all: u64 = rows.values().sum();
         let tables = rows.len();
+        let mut partitioned = proof.survey.outline.partitioned(&rows);
+        if let Some(choice) = self.choice(&proof)? {
+            partitioned.retain(|table, _| choice.has_rows_of(table));
+        }
+        rows.extend(partitioned);
         preview.summary = format!(
             "{} ({}, {tables} tables, {all} rows, proven whole)",
             preview.summary,
