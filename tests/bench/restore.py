@@ -1,9 +1,12 @@
 """`postgres.restore` beside `gunzip -c | psql`, `psql -1` and `pg_restore -j`, on the same data and server."""
 
+import itertools
 import os
 import shutil
 import subprocess
+import sys
 
+import limit
 from measure import Contender, interleaved
 from graphs import write
 from server import Server
@@ -63,6 +66,9 @@ select format('alter table many.t%s add foreign key (parent) references many.t%s
     from generate_series(1, :tables, 4) n \\gexec
 """
 
+# From so many MiB on, rows rather than files are what a restore takes its time for.
+LARGE = 512
+
 def compare(lifeboat, folder, rounds, jobs, seed, settings=None, alone=False, **sizes):
     """Contenders' results and the database's size in MiB; refuses to compare unequal restores.
 
@@ -85,6 +91,7 @@ def compare(lifeboat, folder, rounds, jobs, seed, settings=None, alone=False, **
             )
         megabytes = int(server.psql("source", "-c", "select pg_database_size('source') >> 20"))
         wanted = server.fingerprint("source")
+        number = itertools.count()
         for name, connections in (("by_lifeboat", jobs), ("by_lifeboat_1", 1)):
             write(f"{folder}/bench-{name}.yaml", [
                 "lifeboat: 1",
@@ -113,7 +120,12 @@ def compare(lifeboat, folder, rounds, jobs, seed, settings=None, alone=False, **
                 if server.fingerprint(name) != wanted:
                     raise SystemExit(f"bench: {name} is not equal to the source; no ratio is given")
                 # What autovacuum does with it is nobody's time.
-                server.psql("postgres", "-c", f"drop database {name}")
+                if megabytes < LARGE:
+                    # So many files stay, as the server's own do (`Server.__exit__`).
+                    server.psql(name, "-c", "vacuum")
+                    server.psql("postgres", "-c", f"alter database {name} rename to kept_{next(number)}")
+                else:
+                    server.psql("postgres", "-c", f"drop database {name}")
 
             return Contender(who, argv, folder, prepare=prepare, proof=proof, note=note)
 
@@ -138,6 +150,11 @@ def compare(lifeboat, folder, rounds, jobs, seed, settings=None, alone=False, **
             )
             for kind in ("custom", "directory")
         ]
+        if megabytes >= LARGE:
+            limit.ready(server, "source", f"{server.base}/rows")
+            argv = [sys.executable, limit.__file__, server.url("by_limit"), f"{server.base}/rows", str(jobs)]
+            note = "binary rows in its own files; nothing is proven, turned or sent"
+            contenders.append(contender(f"the server alone, {jobs} connections", "by_limit", argv, note=note))
         if lifeboat:
             whole = "the whole run: preflight, proof that the dump is complete, restore, rows counted, ANALYZE"
             contenders = [
