@@ -410,7 +410,7 @@ impl Ordered<'_> {
             let transaction = ledger::transaction(main).await?;
             self.ledger.journal.note(json!({ "last": transaction })).await?;
         } else {
-            self.ledger.write(main, ledger::STATEMENTS, self.run).await?;
+            self.ledger.write(main, ledger::STATEMENTS, self.run, json!({})).await?;
         }
         main.batch("commit a transaction", "COMMIT").await
     }
@@ -420,7 +420,7 @@ impl Ordered<'_> {
         let main = self.main;
         main.batch("begin a transaction", "BEGIN").await?;
         self.send(statements).await?;
-        self.ledger.write(main, what, number).await?;
+        self.ledger.write(main, what, number, json!({})).await?;
         main.batch("commit a transaction", "COMMIT").await
     }
 

@@ -94,8 +94,8 @@ async fn a_server_that_dies_twice_under_a_restore_is_gone_on_with_by_the_same_ru
     let journal = folder.join("journal.jsonl");
     // In the middle of the load, and again in the middle of what is left.
     for _ in 0..2 {
-        // Two connections load, and note a chunk when they begin it: of three one at least is committed. It is on the
-        // disk when a later transaction is that waits for it.
+        // Two connections load: of three chunks one at least is committed. It is on the disk when a later transaction is
+        // that waits for it.
         let seen = chunks(&journal).len();
         wait_for_chunks(&mut child, &journal, seen + 3);
         let maintenance = connect_to(&server.url("postgres")).await.unwrap();

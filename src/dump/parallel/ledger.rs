@@ -96,19 +96,29 @@ impl Ledger {
     }
 
     /// Writes that a part is loaded, within its transaction, and notes it.
-    pub async fn write(&self, session: &Session, what: &str, number: u64) -> Result<(), Failure> {
-        self.journal.note(write(session, what, number).await?).await
+    pub async fn write(&self, session: &Session, what: &str, number: u64, more: Value) -> Result<(), Failure> {
+        write(session, &*self.journal, what, number, more).await
     }
 }
 
-/// Writes that a part is loaded, within its transaction. Gives what must be noted before that ends.
-pub async fn write(session: &Session, what: &str, number: u64) -> Result<Value, Failure> {
+/// See [`Ledger::write`].
+pub async fn write(
+    session: &Session,
+    journal: &dyn Journal,
+    what: &str,
+    number: u64,
+    more: Value,
+) -> Result<(), Failure> {
     let sql = format!(
         "INSERT INTO {SCHEMA}.done VALUES ({}, {number}, pg_catalog.pg_current_xact_id()::text) RETURNING note",
         literal(what)
     );
     let transaction = first(session, &sql).await?;
-    Ok(json!({ what: number, "transaction": transaction }))
+    let mut note = json!({ what: number, "transaction": transaction });
+    if let (Value::Object(note), Value::Object(more)) = (&mut note, more) {
+        note.extend(more);
+    }
+    journal.note(note).await
 }
 
 /// The id of the session's transaction.

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use serde_json::json;
 use tokio::sync::Mutex;
 
 use super::super::statement::{Token, tokens};
@@ -120,7 +121,7 @@ pub async fn make(
                 statements[batch.clone()].iter().map(|statement| statement.text.as_str()).collect();
             match kill::around("tables", session.batch_execute(&texts.join("\n"))).await {
                 Ok(()) => {
-                    ordered.ledger.write(&session, TABLES, number(&batch)).await?;
+                    ordered.ledger.write(&session, TABLES, number(&batch), json!({})).await?;
                     session.batch("commit a transaction", "COMMIT").await?;
                 }
                 // Not so when the server was told to stop.

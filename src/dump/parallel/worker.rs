@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures::SinkExt;
+use serde_json::json;
 use tokio::sync::{Mutex, mpsc};
 
 use super::cut::{Job, Rows};
@@ -94,22 +95,15 @@ impl Worker {
     async fn transaction(&mut self, job: &Job, as_text: &BTreeSet<usize>) -> Result<u64, (usize, Refused)> {
         let failed = |failure: Failure| (0, Refused::Failed(failure));
         self.session.batch("begin a transaction", "BEGIN").await.map_err(failed)?;
-        let mut note = write(&self.session, CHUNK, job.number).await.map_err(failed)?;
-        note["bytes"] = job.rows.iter().map(|rows| rows.data.len()).sum::<usize>().into();
-        note["of"] = self.shared.bytes.into();
-        let shared = self.shared.clone();
-        // While the rows go over: neither has to wait for the disk that the other one waits for.
-        let noted = async { shared.journal.note(note).await.map_err(failed) };
-        let loaded = async {
-            let mut loaded = 0;
-            for (at, rows) in job.rows.iter().enumerate() {
-                let kinds = self.kinds(rows).await.map_err(failed)?;
-                let kinds = kinds.filter(|_| !as_text.contains(&at));
-                loaded += self.copy(rows, kinds.as_deref()).await.map_err(|why| (at, why))?;
-            }
-            Ok(loaded)
-        };
-        let ((), loaded) = tokio::try_join!(noted, loaded)?;
+        let (mut loaded, mut bytes) = (0, 0);
+        for (at, rows) in job.rows.iter().enumerate() {
+            bytes += rows.data.len();
+            let kinds = self.kinds(rows).await.map_err(failed)?;
+            let kinds = kinds.filter(|_| !as_text.contains(&at));
+            loaded += self.copy(rows, kinds.as_deref()).await.map_err(|why| (at, why))?;
+        }
+        let noted = json!({ "bytes": bytes, "of": self.shared.bytes });
+        write(&self.session, &*self.shared.journal, CHUNK, job.number, noted).await.map_err(failed)?;
         self.session.batch("commit a transaction", "COMMIT").await.map_err(failed)?;
         Ok(loaded)
     }
