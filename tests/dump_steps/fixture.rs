@@ -5,8 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use lifeboat::failure::Failure;
 use lifeboat::service::{PostgresSettings, StorageSettings, Target};
-use serde_json::json;
+use serde_json::{Value, json};
 
 pub use crate::support::server::tool;
 use crate::support::{Databases, Harness, postgres_url, unique, url_with};
@@ -95,6 +96,15 @@ pub fn storage(scheme: &str, settings: &[(&str, &str)]) -> Target {
     let settings: BTreeMap<String, String> =
         settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     Target::Storage(StorageSettings { scheme: scheme.to_owned(), settings })
+}
+
+/// Backs a database up, with more parameters than must be. Gives the manifest.
+pub async fn backup(place: &Place, database: &str, path: &str, more: Value) -> Result<Value, Failure> {
+    let mut params = json!({ "target": "db", "database": database, "to": { "storage": "store", "path": path } });
+    params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    place.harness.run("postgres.backup", params).await?;
+    let manifest = std::fs::read(place.path(&format!("{path}.manifest.json"))).unwrap();
+    Ok(serde_json::from_slice(&manifest).unwrap())
 }
 
 /// What `pg_dump` writes with these arguments.

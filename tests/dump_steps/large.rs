@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use lifeboat::failure::Failure;
 use lifeboat::step::Done;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::fixture::{Place, fake_tool, likeness, pg_dump, without_key};
+use crate::fixture::{Place, backup, fake_tool, likeness, pg_dump, without_key};
 use crate::support::{connect, sql, until, value};
 
 const BACKUP: &str = "postgres.backup";
@@ -46,14 +46,6 @@ CREATE INDEX ON auth.events (at);
 COMMENT ON TABLE auth.files IS '
 -- Name: x; Type: SEQUENCE SET';
 "#;
-
-async fn backup(place: &Place, database: &str, path: &str, more: Value) -> Result<Value, Failure> {
-    let mut params = json!({ "target": "db", "database": database, "to": { "storage": "store", "path": path } });
-    params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    place.harness.run(BACKUP, params).await?;
-    let manifest = std::fs::read(place.path(&format!("{path}.manifest.json"))).unwrap();
-    Ok(serde_json::from_slice(&manifest).unwrap())
-}
 
 /// A backup's text.
 fn text(place: &Place, path: &str) -> String {

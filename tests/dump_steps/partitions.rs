@@ -1,15 +1,13 @@
 //! Backups of partitioned tables: whose rows are whose, and what a table's name stands for.
 
-use lifeboat::failure::Failure;
 use lifeboat::step::Action;
 use lifeboat::step::effect::Resource;
 use lifeboat::step::world::{Fact, World};
 use serde_json::{Value, json};
 
-use crate::fixture::{Place, likeness, pg_dump};
+use crate::fixture::{Place, backup, likeness, pg_dump};
 use crate::support::{sql, value};
 
-const BACKUP: &str = "postgres.backup";
 const RESTORE: &str = "postgres.restore";
 const ROWS: &str = "postgres.verify_rows";
 const COUNTS: &str = "postgres.verify_counts";
@@ -34,14 +32,6 @@ CREATE TABLE old.events_2a PARTITION OF old.events_2 FOR VALUES FROM (100) TO (2
 CREATE TABLE old.events_2b PARTITION OF old.events_2 DEFAULT;
 CREATE TABLE old.other (id int); INSERT INTO old.other SELECT generate_series(1, 7);
 INSERT INTO a.events SELECT generate_series(1, 250);";
-
-async fn backup(place: &Place, database: &str, path: &str, more: Value) -> Result<Value, Failure> {
-    let mut params = json!({ "target": "db", "database": database, "to": { "storage": "store", "path": path } });
-    params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    place.harness.run(BACKUP, params).await?;
-    let manifest = std::fs::read(place.path(&format!("{path}.manifest.json"))).unwrap();
-    Ok(serde_json::from_slice(&manifest).unwrap())
-}
 
 async fn restore(place: &Place, name: &str, path: &str) -> String {
     let database = place.names.name(name);
