@@ -150,7 +150,7 @@ def compare(lifeboat, folder, rounds, jobs, seed, settings=None, alone=False, **
             )
             for kind in ("custom", "directory")
         ]
-        if megabytes >= LARGE:
+        if megabytes >= LARGE and not alone:
             limit.ready(server, "source", f"{server.base}/rows")
             argv = [sys.executable, limit.__file__, server.url("by_limit"), f"{server.base}/rows", str(jobs)]
             note = "binary rows in its own files; nothing is proven, turned or sent"
