@@ -1,5 +1,5 @@
 """What a server needs for a restore by itself: its rows ready in files of its own in COPY's binary form, read and built
-over several connections. Nothing is read, proven, turned or sent: no restore is faster, only nearer.
+over several connections. Nothing is read, proven, turned or sent: an estimate of what no restore gets below.
 
 As a program: `limit.py URL FOLDER JOBS` fills the database at URL from what `ready` wrote."""
 
@@ -62,8 +62,12 @@ def side_by_side(url, jobs, statements):
         with subprocess.Popen([*PSQL, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as psql:
             psql.stdin.write("set synchronous_commit = off; set search_path = public;"
                              "set max_parallel_maintenance_workers = 0;\n")
-            while not waiting.empty():
-                psql.stdin.write(f"{waiting.get()}\n\\echo done\n")
+            while True:
+                try:
+                    statement = waiting.get_nowait()
+                except queue.Empty:
+                    break
+                psql.stdin.write(f"{statement}\n\\echo done\n")
                 # What it answers comes before.
                 while (line := psql.stdout.readline().strip()) != "done":
                     if psql.poll() is not None and not line:

@@ -92,6 +92,20 @@ async fn a_part_that_has_its_rows_elsewhere_is_refused() {
         let (said, help) = (&failure.message, failure.help.as_deref().unwrap_or_default());
         assert!(said.contains("among those of a.root") && help.contains("choose a.root"), "{names:?}: {failure}");
     }
+    // Nor is a backup made of it.
+    for (path, part) in [
+        ("x.sql.zst", json!({ "schemas": ["public"] })),
+        ("x.dump", json!({ "tables": ["public.low_0"] })),
+        ("x.sql", json!({ "tables": ["a.low"], "jobs": 1 })),
+    ] {
+        let failure = backup(&place, &database, path, part).await.unwrap_err();
+        let (said, help) = (&failure.message, failure.help.as_deref().unwrap_or_default());
+        assert!(said.contains("for a.root, which this backup leaves out"), "{path}: {failure}");
+        assert!(help.contains("take a.root, too"), "{path}: {failure}");
+    }
+    assert_eq!(place.files(), ["a.sql"]);
+    let manifest = backup(&place, &database, "y.sql", json!({ "tables": ["a.root"] })).await.unwrap();
+    assert_eq!(manifest["tables"], json!({ "a.root": 8999 }));
     params["tables"] = json!(["a.root"]);
     let done = place.harness.run(RESTORE, params).await.unwrap();
     assert_eq!(done.outputs["rows"], 8999);
@@ -154,6 +168,9 @@ async fn a_partitioned_table_has_the_rows_of_its_partitions() {
         std::fs::write(place.path(&format!("{path}.manifest.json")), manifest.to_string()).unwrap();
         place.harness.run(RESTORE, params).await.unwrap();
         place.harness.run(COUNTS, counts).await.unwrap();
+        let events = against(&restored, path, json!({ "tables": ["a.events"] }));
+        let failure = place.harness.run(ROWS, events).await.unwrap_err();
+        assert!(failure.help.unwrap().contains("name its partitions"));
     }
 }
 

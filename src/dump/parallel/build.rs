@@ -82,8 +82,8 @@ impl Sorting {
     /// The server's own workers cost more than they give as long as all cores are busy. And a sort in memory that a
     /// processor's cache holds takes less than one in much, merged twice as well: a B-tree of 7 million texts of 32 bytes
     /// took 7.2 s of the server's time in 4 MB, 8.5 in 8 MB, 9.6 in 13 MB, which is enough to merge once, and 10.5 in
-    /// 26 MB; one of 1.7 million 1.8 s in 4 MB, 2.0 in 8 MB and 3.6 in 256 MB, on PostgreSQL 15. Numbers and uuids took
-    /// as long either way.
+    /// 26 MB; one of 1.7 million 1.8 s in 4 MB, 2.0 in 8 MB and 3.6 in 256 MB, on PostgreSQL 15. (On a slower machine
+    /// 5.2 s in 8 MB, and 6.0 to 8.1 s in 256 MB with workers.) Numbers and uuids took as long either way.
     fn of(builds: &[Build], busy: usize, jobs: usize) -> Self {
         let [build] = builds else { return Self::AsSet };
         match build.rows {

@@ -17,11 +17,10 @@ mod read_back;
 mod restored;
 mod snapshot;
 
-use read_back::same_rows;
 use restored::Proving;
 use snapshot::{Snapshot, count};
 
-use super::{ReadAt, check_database_name, cores, end_leftovers, server};
+use super::{ReadAt, check_database_name, cores, counted, end_leftovers, server};
 use crate::dump::beside::{Large, Reading};
 use crate::dump::compression::Compression;
 use crate::dump::count::{Table, tables};
@@ -253,7 +252,7 @@ impl Step for Backup {
         let command = command.args(self.arguments(&snapshot, &all, &large));
         let dumped = tokio::try_join!(taker.take(&command, &mut upload, watch), count(&session, &chosen));
         let (taken, counted) = match dumped.and_then(|(taken, counted)| {
-            taken.survey.as_ref().map(|survey| same_rows(survey, &chosen, &counted)).transpose()?;
+            taken.survey.as_ref().map(|survey| self.same_rows(survey, &chosen, &counted)).transpose()?;
             Ok((taken, counted))
         }) {
             Ok(dumped) => dumped,
@@ -458,11 +457,11 @@ pub(super) async fn hash(storage: &Storage, path: &str, cx: &RunCx) -> Result<St
 
 fn done(manifest: &Manifest) -> Done {
     Done::new(format!(
-        "{}: {}, {} tables, {} rows",
+        "{}: {}, {}, {}",
         manifest.path,
         Size(manifest.bytes),
-        manifest.tables.len(),
-        manifest.rows
+        counted(manifest.tables.len() as u64, "table"),
+        counted(manifest.rows, "row")
     ))
     .output("path", manifest.path.clone())
     .output("bytes", manifest.bytes)

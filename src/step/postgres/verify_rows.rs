@@ -155,6 +155,10 @@ impl VerifyRows {
         let named: BTreeSet<String> = self.tables.iter().map(|table| canonical(table)).collect();
         let except: BTreeSet<String> = self.except.iter().map(|table| canonical(table)).collect();
         if let Some(unknown) = named.iter().chain(&except).find(|table| !manifest.hashes.contains_key(*table)) {
+            if manifest.partitioned.contains_key(unknown) {
+                return Err(Failure::permanent(format!("{unknown} is partitioned, and has no rows of its own"))
+                    .help("name its partitions, as the backup holds them"));
+            }
             return Err(Failure::permanent(format!("the backup `{path}` has no table {unknown}"))
                 .help("see what it holds with `storage.verify` and `listing: true`"));
         }
