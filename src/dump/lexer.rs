@@ -2,8 +2,8 @@
 //! quotes, nested comments, `BEGIN ATOMIC` bodies, backslash commands, rows of COPY.
 //!
 //! It decides nothing: a [`Listener`] is told what goes by and says what is kept. What
-//! is kept comes out byte for byte; what is dropped leaves its line feeds, so that line
-//! numbers stay those of the dump. Memory is bounded: a statement is held until its end
+//! is kept comes out byte for byte, but for a COPY's option; what is dropped leaves its line
+//! feeds, so that line numbers stay those of the dump. Memory is bounded: a statement is held until its end
 //! or up to [`HELD`], whichever comes first.
 
 mod nesting;
@@ -59,7 +59,10 @@ pub enum Verdict {
     /// It goes.
     Drop,
     /// It stays, and rows of COPY follow it.
-    Copy,
+    Copy {
+        /// Whether they are frozen: it gets an option that says so.
+        frozen: bool,
+    },
 }
 
 /// The lexer's place in a dump.
@@ -420,7 +423,7 @@ impl Lexer {
                 self.held.extend_from_slice(bytes);
                 if self.held.len() >= HELD {
                     let verdict = listener.statement(&self.held, self.began)?;
-                    if verdict == Verdict::Copy {
+                    if matches!(verdict, Verdict::Copy { .. }) {
                         return Err(self.refused("a COPY without an end"));
                     }
                     release(&mut self.held, verdict, out);
@@ -447,7 +450,7 @@ impl Lexer {
         }
         let verdict = listener.statement(&self.held, self.began)?;
         release(&mut self.held, verdict, out);
-        if verdict == Verdict::Copy {
+        if matches!(verdict, Verdict::Copy { .. }) {
             self.state = State::CopyHead;
         }
         Ok(())
@@ -479,10 +482,13 @@ fn keep(out: Option<&mut Vec<u8>>, bytes: &[u8]) {
 
 fn release(held: &mut Vec<u8>, verdict: Verdict, out: Option<&mut Vec<u8>>) {
     if let Some(out) = out {
-        if verdict == Verdict::Drop {
-            out.extend(held.iter().filter(|byte| **byte == b'\n'));
-        } else {
-            out.extend_from_slice(held);
+        match verdict {
+            Verdict::Drop => out.extend(held.iter().filter(|byte| **byte == b'\n')),
+            Verdict::Keep | Verdict::Copy { frozen: false } => out.extend_from_slice(held),
+            Verdict::Copy { frozen: true } => {
+                out.extend_from_slice(held.strip_suffix(b";").unwrap_or(held));
+                out.extend_from_slice(b" WITH (FREEZE);");
+            }
         }
     }
     held.clear();

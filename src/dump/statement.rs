@@ -198,6 +198,18 @@ pub fn copy_columns(text: &[u8]) -> Option<Vec<String>> {
     list[..end].iter().filter(|token| **token != Token::Sign(',')).map(name).collect()
 }
 
+/// The table that a statement makes, by schema and name, if rows lie in itself: in no partitions of its own.
+pub fn makes_table(text: &[u8]) -> Option<(String, String)> {
+    let tokens = tokens(text);
+    let at = 1 + usize::from(tokens.get(1)?.is("unlogged"));
+    // Of a statement that is longer than what is looked at, nobody knows.
+    let whole =
+        tokens.first()?.is("create") && tokens.get(at)?.is("table") && tokens.last() == Some(&Token::Sign(';'));
+    let parted = tokens.windows(2).any(|pair| pair[0].is("partition") && pair[1].is("by"));
+    let (schema, table, _) = qualified(&tokens, at + 1)?;
+    Some((schema?, table)).filter(|_| whole && !parted)
+}
+
 fn first_schema(token: &Token) -> Option<String> {
     match token {
         Token::Word(name) | Token::Name(name) | Token::Text(name) if !name.is_empty() => Some(name.clone()),

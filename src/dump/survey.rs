@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::encoding::decoded;
 use super::lexer::{Lexer, Listener, Verdict};
 use super::manifest::table_name;
-use super::outline::{Outline, above};
+use super::outline::{Outline, above, copy_without_end};
 use super::rows::{Hashes, RowSum, RowsHash};
-use super::statement::{Kind, conforming_strings, copy_columns, kind};
+use super::statement::{Kind, conforming_strings, copy_columns, kind, makes_table};
 use super::whole::Whole;
 use crate::failure::Failure;
 
@@ -80,6 +80,8 @@ pub(super) struct Hearer {
     old_strings: bool,
     /// Whether something was made: what was dropped before was there in another database.
     made: bool,
+    /// Tables that the dump made, by schema and name: in the transaction that loads them rows may be frozen.
+    tables: BTreeSet<(String, String)>,
     headers: u32,
     trailers: u32,
     restricted: Option<String>,
@@ -237,12 +239,18 @@ impl Listener for Hearer {
         let kind = kind(&readable);
         self.survey.outline.statement(text, &kind);
         self.made |= matches!(kind, Kind::Create | Kind::Extension(_));
+        if kind == Kind::Create {
+            self.tables.extend(makes_table(&readable));
+        }
         Ok(match kind {
             Kind::Copy { schema, table } => {
+                let made = schema.clone().is_some_and(|schema| self.tables.contains(&(schema, table.clone())));
+                // With options of its own it keeps these.
+                let frozen = made && copy_without_end(&readable).is_some();
                 self.copying = Some((self.table(schema.as_ref(), &table), 0));
                 let hashing = self.sums.is_some();
                 self.sum = hashing.then(|| (RowSum::default(), copy_columns(&readable).unwrap_or_default()));
-                Verdict::Copy
+                Verdict::Copy { frozen }
             }
             Kind::Insert { schema, table } => {
                 let table = self.table(schema.as_ref(), &table);

@@ -236,6 +236,7 @@ async fn an_empty_database_is_filled_in_one_transaction_and_any_other_is_left_al
         let done = place.harness.run(RESTORE, params.clone()).await.unwrap();
         assert_eq!(done.outputs["rows"], ROWS);
         assert_eq!(place.harness.after_kill(RESTORE, params.clone()).await, AfterKill::Happened(done));
+        assert_eq!(not_frozen(&empty).await, 0, "{path}");
         let fresh = Place::new("rs_again");
         std::fs::copy(place.path(path), fresh.path(path)).unwrap();
         let preview = fresh.harness.preview(RESTORE, params.clone(), &World::default()).await;
@@ -249,6 +250,14 @@ async fn an_empty_database_is_filled_in_one_transaction_and_any_other_is_left_al
     let failure =
         place.harness.run(RESTORE, params(&database, "a.sql", json!({ "create": true }))).await.unwrap_err();
     assert!(failure.message.contains("exists"), "{failure}");
+}
+
+/// How many pages of tables hold rows that a VACUUM would have to freeze.
+async fn not_frozen(database: &str) -> i64 {
+    sql(database, "CREATE EXTENSION pg_visibility").await;
+    let pages = "SELECT sum(pg_relation_size(c.oid) / 8192 - (pg_visibility_map_summary(c.oid)).all_frozen)::text \
+                   FROM pg_class c WHERE relkind = 'r' AND c.oid >= 16384 AND relpages > 0";
+    value(database, pages).await.unwrap().parse().unwrap()
 }
 
 #[tokio::test]

@@ -154,7 +154,7 @@ impl Listener for Heard {
         let copy = matches!(kind(text), Kind::Copy { .. });
         let text = String::from_utf8(text.to_vec()).unwrap();
         self.statements.push((text, copy.then(String::new)));
-        Ok(if copy { Verdict::Copy } else { Verdict::Keep })
+        Ok(if copy { Verdict::Copy { frozen: false } } else { Verdict::Keep })
     }
 
     fn command(&mut self, text: &str, line: u64) -> Result<bool, Failure> {

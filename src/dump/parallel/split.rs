@@ -204,7 +204,7 @@ impl Listener for Ear {
         let failed = || Failure::permanent(format!("line {line} of the dump is not UTF-8"));
         let text = std::str::from_utf8(text).map_err(|_| failed())?;
         let settings = self.settings.clone();
-        if verdict == Verdict::Copy {
+        if matches!(verdict, Verdict::Copy { .. }) {
             let Kind::Copy { schema, table } = kind(text.as_bytes()) else { return Ok(verdict) };
             let table = (schema, table);
             if self.choice.as_ref().is_some_and(|choice| !choice.names(&table)) {

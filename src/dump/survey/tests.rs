@@ -93,6 +93,35 @@ fn a_whole_dump_says_what_it_holds() {
 }
 
 #[test]
+fn rows_are_frozen_in_tables_that_the_dump_makes_and_in_no_others() {
+    let tables = r#"CREATE TABLE auth.users (id integer, name text);
+CREATE UNLOGGED TABLE auth."we""ird.t" (a integer);
+CREATE TABLE auth.parted (a integer)
+PARTITION BY RANGE (a);
+CREATE TABLE IF NOT EXISTS auth.old (a integer);
+CREATE FOREIGN TABLE auth.far (a integer) SERVER s;
+CREATE TABLE bare (a integer);
+CREATE TABLE auth."PARTITION" ("by" integer);
+"#;
+    let rows = |table: &str| format!("COPY {table} (a) FROM stdin;\n1\n\\.\n");
+    let options = "COPY auth.users (id) FROM stdin WITH (NULL 'x');\n1\n\\.\n";
+    let of_others = ["auth.parted", "auth.old", "auth.far", "bare", "auth.unheard"].map(rows).concat() + options;
+    let begun = "SELECT pg_catalog.set_config('search_path', '', false);\n";
+    let dump = DUMP.replace(begun, &format!("{begun}{tables}"));
+    let end = "--\n-- PostgreSQL database dump complete";
+    let dump = dump.replace(end, &(of_others + &rows("auth.\"PARTITION\"") + end));
+    let (survey, out) = read(dump.as_bytes(), 11, Rules::default());
+    survey.unwrap();
+    let frozen: Vec<_> = out.lines().filter(|line| line.contains("FREEZE")).collect();
+    let wanted = [
+        "COPY auth.users (id, name) FROM stdin WITH (FREEZE);",
+        r#"COPY auth."we""ird.t" (a) FROM stdin WITH (FREEZE);"#,
+        r#"COPY auth."PARTITION" (a) FROM stdin WITH (FREEZE);"#,
+    ];
+    assert_eq!(frozen, wanted);
+}
+
+#[test]
 fn what_a_restore_must_not_run_is_left_out_and_lines_stay() {
     let rules = Rules { owners: true, transaction_timeout: true };
     let (survey, out) = read(DUMP.as_bytes(), 4096, rules);
