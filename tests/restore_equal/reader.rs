@@ -13,8 +13,8 @@ const TABLES: &str = "CREATE TABLE log (n serial, v text); CREATE SCHEMA made";
 
 /// All that was written, in order, and all that was made.
 const FOUND: &str = "SELECT coalesce((SELECT string_agg(v, E'\n--\n' ORDER BY n) FROM log), '') || E'\n==\n' || \
-    coalesce((SELECT string_agg(viewname || pg_get_viewdef(format('made.%I', viewname)), E'\n' ORDER BY 1) FROM pg_views WHERE schemaname = 'made'), '') || \
-    coalesce((SELECT string_agg(pg_get_functiondef(oid), E'\n' ORDER BY 1) FROM pg_proc WHERE pronamespace = 'made'::regnamespace), '')";
+    coalesce((SELECT string_agg(viewname || pg_get_viewdef(format('made.%I', viewname)), E'\n' ORDER BY viewname) FROM pg_views WHERE schemaname = 'made'), '') || \
+    coalesce((SELECT string_agg(pg_get_functiondef(oid), E'\n' ORDER BY proname) FROM pg_proc WHERE pronamespace = 'made'::regnamespace), '')";
 
 /// Text that looks like something else.
 fn text() -> impl Strategy<Value = String> {
