@@ -25,6 +25,8 @@ mod faulty;
 mod fixture;
 #[path = "dump_steps/large.rs"]
 mod large;
+#[path = "dump_steps/partial.rs"]
+mod partial;
 #[path = "dump_steps/partitions.rs"]
 mod partitions;
 #[path = "dump_steps/parts.rs"]

@@ -3,7 +3,7 @@
 //! Passwords are in it, as hashes: no text of it gets into a message.
 
 use super::lexer::{Lexer, Listener, Verdict};
-use super::statement::{Token, tokens};
+use super::token::{Token, tokens};
 use crate::failure::Failure;
 
 /// The statements of a dump of globals.

@@ -41,15 +41,19 @@ impl std::fmt::Debug for Loader<'_> {
 
 impl Loader<'_> {
     /// Loads a plain dump in one transaction: all of it, or nothing. `restricted` where `psql` knows `\restrict`.
+    /// `first` runs before it, on its first line.
     ///
     /// # Errors
     /// The server's own words with the dump's line, or that the dump changed meanwhile.
-    pub async fn plain(&self, psql: Command, rules: Rules, restricted: bool) -> Result<(), Failure> {
+    pub async fn plain(&self, psql: Command, rules: Rules, restricted: bool, first: &str) -> Result<(), Failure> {
         let mut source = self.open().await?;
         let mut process = in_one_transaction(psql).start(true, self.redactor)?;
         // From here on dropping the process kills it before its input is closed: `psql`
         // takes the end of its input for the end of the dump, and commits.
-        let fed = self.feed_psql(&mut source, &mut process, rules, restricted).await?;
+        // Settings that the dump makes on the server change how `psql` reads it. So it takes no command at all, whatever
+        // it reads, except under a key that no dump can know.
+        let begin = if restricted { restrict() + first } else { first.to_owned() };
+        let fed = self.feed_psql(&mut source, &mut process, rules, begin).await?;
         if fed == Fed::Whole {
             self.proof.unchanged(self.storage, &source)?;
         }
@@ -66,14 +70,11 @@ impl Loader<'_> {
         source: &mut Source,
         process: &mut Process,
         rules: Rules,
-        restricted: bool,
+        mut begin: String,
     ) -> Result<Fed, Failure> {
         let mut reader = PlainReader::new(rules);
         let mut buffer = vec![0; PIECE];
         let mut sql = Vec::with_capacity(2 * PIECE);
-        // Settings that the dump makes on the server change how `psql` reads it. So it takes no command at all, whatever
-        // it reads, except under a key that no dump can know.
-        let mut begin = if restricted { restrict() } else { String::new() };
         loop {
             let read = source.read(&mut buffer).await?;
             if read == 0 {

@@ -24,4 +24,5 @@ pub mod statement;
 pub mod survey;
 pub mod take;
 pub mod tap;
+mod token;
 pub mod whole;

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 
 use super::lexer::HELD;
 use super::manifest::table_name;
-use super::statement::{Kind, Token, qualified, tokens};
+use super::statement::Kind;
+use super::token::{Token, qualified, tokens};
 
 /// How much of statements, rows left out, is held in memory.
 const STATEMENTS: usize = 48 << 20;

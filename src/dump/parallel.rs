@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use super::choice::Choice;
 use super::proof::Proof;
 use super::source::{PIECE, Source};
-use super::survey::Rules;
+use super::survey::{Rules, create_schemas};
 use crate::failure::Failure;
 use crate::kill;
 use crate::service::postgres::{Server, Session};
@@ -204,7 +204,7 @@ impl Parallel<'_> {
         let mut splitter = Splitter::new(self.rules, self.choice.clone());
         let copies = &self.proof.survey.outline.copies;
         let mut cutter = Cutter::new(copies, self.done.chunk_bytes);
-        let mut before = vec![];
+        let mut before: Vec<_> = create_schemas(&self.proof.survey).map(Statement::first).collect();
         let mut after = vec![];
         let mut pool = None;
         let mut buffer = vec![0; PIECE];

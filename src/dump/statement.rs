@@ -1,34 +1,7 @@
 //! What one statement of a dump is: enough of its words to count rows, to name roles and
 //! extensions, and to leave out what must not be run. Never a parser of SQL.
 
-use std::ops::Range;
-
-/// A word, a quoted name, a quoted text or a sign.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Token {
-    /// An unquoted word, folded to lower case.
-    Word(String),
-    /// A quoted name, unquoted.
-    Name(String),
-    /// A quoted text, unquoted.
-    Text(String),
-    /// Anything else.
-    Sign(char),
-}
-
-impl Token {
-    pub(super) fn is(&self, word: &str) -> bool {
-        matches!(self, Self::Word(own) if own == word)
-    }
-
-    /// The name that it is, if it is one.
-    pub(super) fn name(&self) -> Option<&str> {
-        match self {
-            Self::Word(name) | Self::Name(name) => Some(name),
-            _ => None,
-        }
-    }
-}
+use super::token::{Token, qualified, tokens};
 
 /// What a statement of a dump does, as far as a restore must know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,8 +39,19 @@ pub enum Kind {
     /// Drops what a database has that the dump was restored into before, as `pg_dump --clean` writes it before
     /// anything is made.
     CleanUp,
-    /// Makes anything else.
-    Create,
+    /// Makes a schema.
+    Schema(String),
+    /// Makes a table.
+    Table {
+        /// Its schema.
+        schema: Option<String>,
+        /// The table.
+        table: String,
+        /// Whether it is certainly new, and its rows lie in itself: in no partitions, on no other server.
+        plain: bool,
+    },
+    /// Makes anything else: a sequence or a view in a schema, if it says one.
+    Create(Option<String>),
     /// Sets what servers before 17 don't know.
     TransactionTimeout,
     /// `SET client_encoding`.
@@ -138,7 +122,16 @@ pub fn kind(text: &[u8]) -> Kind {
         }
         // `--clean` puts a view that needs a key aside this way.
         "create" if word(1, "or") && word(3, "view") => Kind::CleanUp,
-        "create" => Kind::Create,
+        "create" if word(1, "schema") => {
+            let at = if word(2, "if") { 5 } else { 2 };
+            let at = if word(at, "authorization") { at + 1 } else { at };
+            tokens.get(at).and_then(Token::name).map_or(Kind::Create(None), |name| Kind::Schema(name.to_owned()))
+        }
+        "create" => made_table(&tokens).unwrap_or_else(|| {
+            // What `pg_dump --table` takes besides tables.
+            let at = tokens.iter().take(3).position(|token| token.is("sequence") || token.is("view"));
+            Kind::Create(at.and_then(|at| qualified(&tokens, at + 1)).and_then(|(schema, ..)| schema))
+        }),
         // Which pg_dump before 11 makes anew.
         "drop" if word(1, "schema") && tokens.iter().any(|token| token.is("public")) => Kind::Other,
         // Which drops what isn't there as well.
@@ -177,17 +170,6 @@ fn contains_word(text: &[u8], word: &[u8]) -> bool {
     text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word))
 }
 
-/// A name with or without its schema, from `at`; and where it ends.
-pub(super) fn qualified(tokens: &[Token], at: usize) -> Option<(Option<String>, String, usize)> {
-    let at = if tokens.get(at)?.is("only") { at + 1 } else { at };
-    let first = tokens.get(at)?.name()?.to_owned();
-    if tokens.get(at + 1) == Some(&Token::Sign('.')) {
-        Some((Some(first), tokens.get(at + 2)?.name()?.to_owned(), at + 3))
-    } else {
-        Some((None, first, at + 1))
-    }
-}
-
 /// The columns that a COPY names, in their order; none where it names none, or something else.
 pub fn copy_columns(text: &[u8]) -> Option<Vec<String>> {
     let tokens = tokens(text);
@@ -198,16 +180,19 @@ pub fn copy_columns(text: &[u8]) -> Option<Vec<String>> {
     list[..end].iter().filter(|token| **token != Token::Sign(',')).map(name).collect()
 }
 
-/// The table that a statement makes, by schema and name, if rows lie in itself: in no partitions of its own.
-pub fn makes_table(text: &[u8]) -> Option<(String, String)> {
-    let tokens = tokens(text);
-    let at = 1 + usize::from(tokens.get(1)?.is("unlogged"));
+/// `CREATE [UNLOGGED | FOREIGN] TABLE [IF NOT EXISTS] table …`
+fn made_table(tokens: &[Token]) -> Option<Kind> {
+    let word = |at: usize, word: &str| tokens.get(at).is_some_and(|token| token.is(word));
+    let at = 1 + usize::from(word(1, "unlogged") || word(1, "foreign"));
+    if !word(at, "table") {
+        return None;
+    }
+    let may_be_there = word(at + 1, "if");
+    let (schema, table, _) = qualified(tokens, at + if may_be_there { 4 } else { 1 })?;
     // Of a statement that is longer than what is looked at, nobody knows.
-    let whole =
-        tokens.first()?.is("create") && tokens.get(at)?.is("table") && tokens.last() == Some(&Token::Sign(';'));
+    let whole = tokens.last() == Some(&Token::Sign(';'));
     let parted = tokens.windows(2).any(|pair| pair[0].is("partition") && pair[1].is("by"));
-    let (schema, table, _) = qualified(&tokens, at + 1)?;
-    Some((schema?, table)).filter(|_| whole && !parted)
+    Some(Kind::Table { schema, table, plain: whole && !parted && !may_be_there && !word(1, "foreign") })
 }
 
 fn first_schema(token: &Token) -> Option<String> {
@@ -295,119 +280,17 @@ pub(super) fn roles(tokens: &[Token]) -> Vec<String> {
     roles
 }
 
-/// The tokens of a statement; comments and the insides of dollar quotes are left out.
-pub(super) fn tokens(text: &[u8]) -> Vec<Token> {
-    placed(&String::from_utf8_lossy(text)).into_iter().map(|(_, token)| token).collect()
-}
-
-/// The same, and where each stands.
-pub(super) fn placed(text: &str) -> Vec<(Range<usize>, Token)> {
-    let mut tokens = vec![];
-    let mut rest = text.char_indices().peekable();
-    // Only the beginning tells what a long statement is.
-    while tokens.len() < 4096 {
-        let Some((at, c)) = rest.next() else { break };
-        let token = match c {
-            _ if c.is_ascii_whitespace() => continue,
-            '-' if text[at..].starts_with("--") => {
-                while rest.next().is_some_and(|(_, c)| c != '\n') {}
-                continue;
-            }
-            '/' if text[at..].starts_with("/*") => {
-                skip_to(&mut rest, at + block_comment(&text[at..]));
-                continue;
-            }
-            '$' if let Some(length) = dollar_quote(&text[at..]) => {
-                skip_to(&mut rest, at + length);
-                continue;
-            }
-            '"' | '\'' => {
-                let mut inner = String::new();
-                while let Some((_, next)) = rest.next() {
-                    if next != c {
-                        inner.push(next);
-                    } else if rest.next_if(|(_, after)| *after == c).is_some() {
-                        inner.push(c);
-                    } else {
-                        break;
-                    }
-                }
-                if c == '"' { Token::Name(inner) } else { Token::Text(inner) }
-            }
-            _ if is_word(c) => {
-                let mut word = String::from(c);
-                while let Some((_, next)) = rest.next_if(|(_, c)| is_word(*c) || *c == '$') {
-                    word.push(next);
-                }
-                if word.eq_ignore_ascii_case("e") && rest.next_if(|(_, next)| *next == '\'').is_some() {
-                    Token::Text(escaped(&mut rest))
-                } else {
-                    Token::Word(word.to_lowercase())
-                }
-            }
-            _ => Token::Sign(c),
-        };
-        let end = rest.peek().map_or(text.len(), |(after, _)| *after);
-        tokens.push((at..end, token));
-    }
-    tokens
-}
-
-/// What words are made of: for PostgreSQL, anything that isn't ASCII as well.
-const fn is_word(c: char) -> bool {
-    c.is_ascii_alphanumeric() || c == '_' || !c.is_ascii()
-}
-
-type Rest<'a> = std::iter::Peekable<std::str::CharIndices<'a>>;
-
-fn skip_to(rest: &mut Rest, end: usize) {
-    while rest.next_if(|(at, _)| *at < end).is_some() {}
-}
-
-/// How long the comment is that a text begins with; such comments nest.
-fn block_comment(text: &str) -> usize {
-    let (mut depth, mut at) = (0, 0);
-    while at < text.len() {
-        match text.as_bytes().get(at..at + 2) {
-            Some(b"/*") => (depth, at) = (depth + 1, at + 2),
-            Some(b"*/") if depth == 1 => return at + 2,
-            Some(b"*/") => (depth, at) = (depth - 1, at + 2),
-            _ => at += 1,
-        }
-    }
-    at
-}
-
-/// How long the quote is that a text begins with, if its dollar begins one.
-fn dollar_quote(text: &str) -> Option<usize> {
-    let tag = text[1..].find('$')? + 1;
-    let plain = |(at, c): (usize, char)| is_word(c) && (at > 0 || !c.is_ascii_digit());
-    if !text[1..tag].char_indices().all(plain) {
-        return None;
-    }
-    let inside = tag + 1;
-    Some(text[inside..].find(&text[..inside]).map_or(text.len(), |end| inside + end + inside))
-}
-
-/// The rest of an `E''` text, of whose escapes only those count that stand before a quote.
-fn escaped(rest: &mut Rest) -> String {
-    let mut inner = String::new();
-    while let Some((_, next)) = rest.next() {
-        match next {
-            '\\' => inner.extend(rest.next().map(|(_, c)| c)),
-            '\'' if rest.next_if(|(_, after)| *after == '\'').is_none() => break,
-            next => inner.push(next),
-        }
-    }
-    inner
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn what_pg_dump_writes_is_told_apart() {
+        let made = |schema: Option<&str>, table: &str, plain| Kind::Table {
+            schema: schema.map(str::to_owned),
+            table: table.to_owned(),
+            plain,
+        };
         let copy = |schema: Option<&str>, table: &str| Kind::Copy {
             schema: schema.map(str::to_owned),
             table: table.to_owned(),
@@ -452,7 +335,19 @@ mod tests {
             ("ALTER TABLE a.b DROP CONSTRAINT c, DROP COLUMN d;", Kind::Other),
             ("CREATE OR REPLACE VIEW a.b AS SELECT NULL::integer AS id;", Kind::CleanUp),
             ("SELECT pg_catalog.lo_unlink('16');", Kind::CleanUp),
-            ("CREATE TABLE a.b ();", Kind::Create),
+            ("CREATE TABLE a.b ();", made(Some("a"), "b", true)),
+            ("CREATE UNLOGGED TABLE a.\"B\" (x int);", made(Some("a"), "B", true)),
+            ("CREATE TABLE b (x int)\nPARTITION BY RANGE (x);", made(None, "b", false)),
+            ("CREATE TABLE IF NOT EXISTS a.b ();", made(Some("a"), "b", false)),
+            ("CREATE FOREIGN TABLE a.b (x int) SERVER s;", made(Some("a"), "b", false)),
+            ("CREATE TABLE a.b (x int", made(Some("a"), "b", false)),
+            ("CREATE VIEW a.b AS SELECT 1;", Kind::Create(Some("a".to_owned()))),
+            ("CREATE MATERIALIZED VIEW b AS SELECT 1;", Kind::Create(None)),
+            ("CREATE SEQUENCE a.b;", Kind::Create(Some("a".to_owned()))),
+            ("CREATE FUNCTION a.b() RETURNS view;", Kind::Create(None)),
+            ("CREATE SCHEMA a;", Kind::Schema("a".to_owned())),
+            ("CREATE SCHEMA IF NOT EXISTS \"A\";", Kind::Schema("A".to_owned())),
+            ("CREATE SCHEMA AUTHORIZATION a;", Kind::Schema("a".to_owned())),
             ("ROLLBACK;", Kind::Rollback),
             (
                 "INSERT INTO a.b VALUES ('COPY x FROM stdin');",
@@ -465,16 +360,6 @@ mod tests {
         ] {
             assert_eq!(kind(text.as_bytes()), wanted, "{text}");
         }
-        let left_out =
-            "GRANT /* a ; /* ' */ \" */ $1 $été$ 'x$$ $été$ $a²\u{a0}$ ' $a²\u{a0}$ E'a\\'b''c' -- '\n$$x$$;";
-        let kept = [
-            Token::Word("grant".to_owned()),
-            Token::Sign('$'),
-            Token::Word("1".to_owned()),
-            Token::Text("a'b'c".to_owned()),
-            Token::Sign(';'),
-        ];
-        assert_eq!(tokens(left_out.as_bytes()), kept);
         assert_eq!(conforming_strings(b"SET standard_conforming_strings = off;"), Some(false));
         assert_eq!(conforming_strings(b"SET standard_conforming_strings = on;"), Some(true));
     }

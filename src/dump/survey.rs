@@ -7,11 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::encoding::decoded;
 use super::lexer::{Lexer, Listener, Verdict};
 use super::manifest::table_name;
-use super::outline::{Outline, above, copy_without_end};
+use super::outline::{Name, Outline, above, copy_without_end};
 use super::rows::{Hashes, RowSum, RowsHash};
-use super::statement::{Kind, conforming_strings, copy_columns, kind, makes_table};
+use super::statement::{Kind, conforming_strings, copy_columns, kind};
 use super::whole::Whole;
 use crate::failure::Failure;
+use crate::service::postgres::ident;
 
 /// What is left out of a dump while it is restored, besides commands of `psql`, transactions and what is said of
 /// whole databases.
@@ -30,6 +31,12 @@ pub struct Survey {
     pub rows: BTreeMap<String, u64>,
     /// What those rows come to, if that was asked for.
     pub hashes: Hashes,
+    /// Schemas that it makes.
+    pub schemas: BTreeSet<String>,
+    /// Schemas that its tables, sequences and views are in.
+    pub within: BTreeSet<String>,
+    /// Tables that it makes.
+    pub tables: BTreeSet<String>,
     /// Tables whose rows come by INSERT: they can't be counted from outside.
     pub inserted: BTreeSet<String>,
     /// Roles that own something or hold privileges.
@@ -52,6 +59,34 @@ pub struct Survey {
     pub lines: u64,
     /// Which of its parts may be loaded side by side.
     pub outline: Outline,
+}
+
+impl Survey {
+    /// Schemas that its tables are in and that it doesn't make, as `pg_dump --table` leaves them out.
+    pub fn schemas_left_out(&self) -> impl Iterator<Item = &str> {
+        let schemas = self.within.iter().map(String::as_str);
+        schemas.filter(|schema| self.is_left_out(*schema == "public" || self.schemas.contains(*schema)))
+    }
+
+    /// Foreign keys to tables that it doesn't make, in words.
+    pub fn keys_left_out(&self) -> Vec<String> {
+        let key = |(schema, table): &Name| Some(table_name(schema.as_deref()?, table));
+        let words = |(table, name, refers): &(Name, String, Name)| {
+            let (table, refers) = (key(table)?, key(refers)?);
+            self.is_left_out(self.tables.contains(&refers)).then(|| format!("{name} of {table} to {refers}"))
+        };
+        self.outline.foreign_keys.iter().filter_map(words).collect()
+    }
+
+    /// What it doesn't make itself, an extension may.
+    fn is_left_out(&self, made: bool) -> bool {
+        !made && self.extensions.is_empty()
+    }
+}
+
+/// Statements that make the schemas a dump leaves out: it is of a part of a database, whose restore needs them.
+pub fn create_schemas(survey: &Survey) -> impl Iterator<Item = String> + '_ {
+    survey.schemas_left_out().map(|schema| format!("CREATE SCHEMA IF NOT EXISTS {};", ident(schema)))
 }
 
 /// Reads a plain SQL dump piece by piece.
@@ -80,8 +115,8 @@ pub(super) struct Hearer {
     old_strings: bool,
     /// Whether something was made: what was dropped before was there in another database.
     made: bool,
-    /// Tables that the dump made, by schema and name: in the transaction that loads them rows may be frozen.
-    tables: BTreeSet<(String, String)>,
+    /// Tables that it made: in the transaction that loads them rows may be frozen.
+    fresh: BTreeSet<String>,
     headers: u32,
     trailers: u32,
     restricted: Option<String>,
@@ -238,16 +273,13 @@ impl Listener for Hearer {
         let readable = decoded(self.survey.encoding.as_deref(), text);
         let kind = kind(&readable);
         self.survey.outline.statement(text, &kind);
-        self.made |= matches!(kind, Kind::Create | Kind::Extension(_));
-        if kind == Kind::Create {
-            self.tables.extend(makes_table(&readable));
-        }
+        self.made |= matches!(kind, Kind::Create(_) | Kind::Schema(_) | Kind::Table { .. } | Kind::Extension(_));
         Ok(match kind {
             Kind::Copy { schema, table } => {
-                let made = schema.clone().is_some_and(|schema| self.tables.contains(&(schema, table.clone())));
+                let table = self.table(schema.as_ref(), &table);
                 // With options of its own it keeps these.
-                let frozen = made && copy_without_end(&readable).is_some();
-                self.copying = Some((self.table(schema.as_ref(), &table), 0));
+                let frozen = self.fresh.contains(&table) && copy_without_end(&readable).is_some();
+                self.copying = Some((table, 0));
                 let hashing = self.sums.is_some();
                 self.sum = hashing.then(|| (RowSum::default(), copy_columns(&readable).unwrap_or_default()));
                 Verdict::Copy { frozen }
@@ -299,7 +331,23 @@ impl Listener for Hearer {
                 self.old_strings = conforming_strings(&readable).map_or(self.old_strings, |on| !on);
                 Verdict::Keep
             }
-            Kind::Create => Verdict::Keep,
+            Kind::Schema(name) => {
+                self.survey.schemas.insert(name);
+                Verdict::Keep
+            }
+            Kind::Table { schema, table, plain } => {
+                let table = self.table(schema.as_ref(), &table);
+                if plain {
+                    self.fresh.insert(table.clone());
+                }
+                self.survey.within.extend(schema);
+                self.survey.tables.insert(table);
+                Verdict::Keep
+            }
+            Kind::Create(schema) => {
+                self.survey.within.extend(schema);
+                Verdict::Keep
+            }
         })
     }
 

@@ -1,7 +1,8 @@
 //! What a dump says of its database as a whole, as `pg_dump --create` writes it: how it is
 //! made, whose it is, its settings and privileges. A restore chooses the database's name itself.
 
-use super::statement::{Token, owner, placed, roles};
+use super::statement::{owner, roles};
+use super::token::{Token, placed};
 use crate::service::postgres::ident;
 
 /// What a dump says of its database as a whole. Its comment is not taken over: a restored database bears its marker there.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use super::super::choice::Choice;
 use super::super::lexer::{Lexer, Listener, Verdict};
 use super::super::outline::{Name, Part, part};
-use super::super::statement::{Kind, kind, qualified, tokens};
+use super::super::statement::{Kind, kind};
 use super::super::survey::{Hearer, Rules};
+use super::super::token::{qualified, tokens};
 use crate::failure::Failure;
 use crate::service::postgres::Session;
 
@@ -42,6 +43,11 @@ pub struct Statement {
 }
 
 impl Statement {
+    /// One that comes before those of a dump.
+    pub fn first(text: String) -> Self {
+        Self { text, line: 0, part: Part::InOrder, settings: Settings::default() }
+    }
+
     /// What is set after it.
     pub fn settings_after(&self) -> Settings {
         match &self.part {

@@ -10,7 +10,7 @@ use std::ops::Range;
 use serde_json::json;
 use tokio::sync::Mutex;
 
-use super::super::statement::{Token, tokens};
+use super::super::token::{Token, tokens};
 use super::ledger::TABLES;
 use super::split::Statement;
 use super::{Ordered, Parallel, Stage, connect};

@@ -105,11 +105,11 @@ CREATE TABLE auth."PARTITION" ("by" integer);
 "#;
     let rows = |table: &str| format!("COPY {table} (a) FROM stdin;\n1\n\\.\n");
     let options = "COPY auth.users (id) FROM stdin WITH (NULL 'x');\n1\n\\.\n";
-    let of_others = ["auth.parted", "auth.old", "auth.far", "bare", "auth.unheard"].map(rows).concat() + options;
+    let of_others = ["auth.parted", "auth.old", "auth.far", "bare2", "auth.unheard"].map(rows).concat() + options;
     let begun = "SELECT pg_catalog.set_config('search_path', '', false);\n";
     let dump = DUMP.replace(begun, &format!("{begun}{tables}"));
     let end = "--\n-- PostgreSQL database dump complete";
-    let dump = dump.replace(end, &(of_others + &rows("auth.\"PARTITION\"") + end));
+    let dump = dump.replace(end, &(of_others + &rows("auth.\"PARTITION\"") + &rows("bare") + end));
     let (survey, out) = read(dump.as_bytes(), 11, Rules::default());
     survey.unwrap();
     let frozen: Vec<_> = out.lines().filter(|line| line.contains("FREEZE")).collect();
@@ -117,8 +117,30 @@ CREATE TABLE auth."PARTITION" ("by" integer);
         "COPY auth.users (id, name) FROM stdin WITH (FREEZE);",
         r#"COPY auth."we""ird.t" (a) FROM stdin WITH (FREEZE);"#,
         r#"COPY auth."PARTITION" (a) FROM stdin WITH (FREEZE);"#,
+        "COPY bare (a) FROM stdin WITH (FREEZE);",
     ];
     assert_eq!(frozen, wanted);
+}
+
+#[test]
+fn what_a_part_of_a_database_leaves_out_is_told() {
+    let of = |statements: &str| {
+        let begun = "SELECT pg_catalog.set_config('search_path', '', false);\n";
+        let dump = DUMP.replace("CREATE EXTENSION IF NOT EXISTS citext WITH SCHEMA public;\n", "");
+        let survey = read(dump.replace(begun, &format!("{begun}{statements}")).as_bytes(), 9, Rules::default()).0;
+        let survey = survey.unwrap();
+        (survey.schemas_left_out().map(str::to_owned).collect::<Vec<_>>(), survey.keys_left_out())
+    };
+    let tables =
+        "CREATE TABLE auth.a (x integer);\nCREATE TABLE public.b (x integer);\nCREATE TABLE \"My s\".c ();\n";
+    let key = "ALTER TABLE ONLY auth.a\n    ADD CONSTRAINT k FOREIGN KEY (x) REFERENCES auth.users(id);\n";
+    let (schemas, keys) = of(&format!("{tables}{key}"));
+    assert_eq!(schemas, ["My s", "auth"]);
+    assert_eq!(keys, ["k of auth.a to auth.users"]);
+    let whole = "CREATE SCHEMA auth;\nCREATE SCHEMA \"My s\";\nCREATE TABLE auth.users ();\n";
+    assert_eq!(of(&format!("{whole}{tables}{key}")), (vec![], vec![]));
+    let extension = "CREATE EXTENSION e;\n";
+    assert_eq!(of(&format!("{extension}{tables}{key}")), (vec![], vec![]), "it may make them");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 mod foresee;
+mod needs;
 mod publish;
 mod read_back;
 mod restored;
@@ -62,10 +63,12 @@ pub struct Backup {
     /// The compression's level; by default 6 for gzip and 1 for zstd.
     #[schemars(range(min = 1, max = 19))]
     level: Option<i32>,
-    /// Only these schemas.
+    /// Only these schemas. What they need of others, or of extensions, isn't in the backup: it can't be restored by
+    /// itself then, and the dry-run says why.
     #[serde(default)]
     schemas: Vec<String>,
-    /// Only these tables, as `schema.table`, with their partitions.
+    /// Only these tables, as `schema.table`, with their partitions. What they need besides their schemas (types,
+    /// functions, other tables) isn't in the backup, as with `schemas`.
     #[serde(default)]
     tables: Vec<String>,
     /// Without these tables, as `schema.table`, and their partitions.
@@ -302,7 +305,7 @@ impl Step for Backup {
                 partitioned: read.survey.outline.partitioned(&rows),
                 tables: rows,
                 hashes: read.survey.hashes,
-                partial: !(self.schemas.is_empty() && self.tables.is_empty() && self.exclude.is_empty()),
+                partial: self.is_partial(),
                 globals,
                 run: cx.run.to_string(),
                 step: cx.mark(),
@@ -414,14 +417,20 @@ impl Backup {
                 )));
             }
         }
-        Ok(all
-            .iter()
-            .filter(|table| !table.partitioned && !table.of_extension)
-            .filter(|table| self.schemas.is_empty() || self.schemas.contains(&table.schema))
-            .filter(|table| self.tables.is_empty() || table.is_named(&self.tables))
-            .filter(|table| !table.is_named(&self.exclude))
-            .cloned()
-            .collect())
+        let with_rows = |table: &&Table| !table.partitioned && !table.of_extension && self.has(table);
+        Ok(all.iter().filter(with_rows).cloned().collect())
+    }
+
+    /// Whether it is of a part of the database.
+    fn is_partial(&self) -> bool {
+        !(self.schemas.is_empty() && self.tables.is_empty() && self.exclude.is_empty())
+    }
+
+    /// Whether a table is in it.
+    fn has(&self, table: &Table) -> bool {
+        (self.schemas.is_empty() || self.schemas.contains(&table.schema))
+            && (self.tables.is_empty() || table.is_named(&self.tables))
+            && !table.is_named(&self.exclude)
     }
 
     fn is_ours(&self, manifest: &Manifest, cx: &RunCx) -> bool {

@@ -210,6 +210,9 @@ impl Step for Restore {
         let prove_watch = watch(cx, total, "proving that the dump is whole");
         let proof = self.prove(&server, &storage, version, &prove_watch).await?;
         self.fits_server(&session, &proof, false).await?.into_iter().next().map_or(Ok(()), Err)?;
+        if let Some(made) = self.makes_schemas(&proof) {
+            cx.log(&format!("{made}\n"));
+        }
         let loaded = if self.create {
             self.fill_new(&server, &session, &storage, &proof, version, cx).await
         } else {
@@ -309,6 +312,16 @@ impl Restore {
             proof.is_of(wanted)?;
         }
         self.narrows(&proof)?;
+        // Of a part that is taken out of plain SQL such keys are left out.
+        let keys = proof.survey.keys_left_out();
+        if !keys.is_empty() && (self.is_whole() || proof.format != Format::Plain) {
+            return Err(Failure::permanent(format!(
+                "`{}` can't be restored by itself: it has foreign keys to tables that it doesn't hold: {}",
+                self.from.path,
+                keys.join(", ")
+            ))
+            .help("restore a backup that holds these, too; or `tables` out of one that is plain SQL, without such keys"));
+        }
         Ok(proof)
     }
 
@@ -336,6 +349,15 @@ impl Restore {
         let unread = proof.survey.whole.unread;
         (self.create && self.is_whole() && unread > 0).then(|| {
             format!("left out: {unread} statements about the database itself, which can't be read for certain")
+        })
+    }
+
+    /// The schemas that are made for the dump, in words.
+    fn makes_schemas(&self, proof: &Proof) -> Option<String> {
+        let schemas: Vec<_> = proof.survey.schemas_left_out().collect();
+        (self.is_whole() && !schemas.is_empty()).then(|| {
+            let (path, schemas) = (&self.from.path, schemas.join(", "));
+            format!("`{path}` is of a part of a database: schemas that it doesn't make are made for it: {schemas}")
         })
     }
 

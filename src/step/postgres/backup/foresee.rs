@@ -20,13 +20,30 @@ impl Backup {
         preview: Preview,
     ) -> Result<Preview, Failure> {
         let major = session.server_facts().await?.version.major;
-        let chosen = self.chosen_tables(&tables(session).await?)?;
+        let all = tables(session).await?;
+        let chosen = self.chosen_tables(&all)?;
         let size: u64 = chosen.iter().map(|table| table.bytes).sum();
         let mut preview = Preview {
             action: Action::Create,
             summary: format!("{} ({}, {} tables)", preview.summary, Size(size), chosen.len()),
             ..preview
         };
+        let mut left_out = self.left_out(session, &all).await?;
+        if !left_out.is_empty() {
+            let more = left_out.len().saturating_sub(5);
+            left_out.truncate(5);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let message = format!(
+                "the backup can't be restored by itself: it leaves out what it needs: {}{more}",
+                left_out.join(", ")
+            );
+            let help = "back up the database whole: `postgres.restore` takes `schemas` and `tables` out of that";
+            preview = if self.verify == Proving::Restore {
+                preview.blocked(message, help.to_owned())
+            } else {
+                preview.warning(message, help.to_owned())
+            };
+        }
         for name in ["pg_dump", "pg_restore"].into_iter().chain(self.globals.then_some("pg_dumpall")) {
             if let Err(failure) = server.tool(name, major).await {
                 preview = preview.blocked(failure.message, failure.help);

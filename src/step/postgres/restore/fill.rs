@@ -13,7 +13,7 @@ use crate::dump::count::{expect_rows, tables};
 use crate::dump::load::{Loader, conninfo, knows_restrict};
 use crate::dump::manifest::Format;
 use crate::dump::proof::Proof;
-use crate::dump::survey::Rules;
+use crate::dump::survey::{Rules, create_schemas};
 use crate::failure::Failure;
 use crate::record::event::{Progress, ProgressUnit};
 use crate::service::postgres::relation::drop_subscriptions;
@@ -270,16 +270,14 @@ impl Restore {
         let loader = Loader { storage, proof, cancel: &cx.cancel, redactor: &cx.redactor, watch: &watch };
         let psql = server.tool("psql", 0).await;
         let rules = Rules { owners: self.owner == Owner::None, transaction_timeout: version.major < 17 };
+        // pg_restore, too, takes a schema's content without the schema.
+        let schemas: String = create_schemas(&proof.survey).map(|sql| sql + " ").collect();
         if proof.format == Format::Plain {
             let psql = psql?;
             let restricted = knows_restrict(psql.version);
-            return loader.plain(server.command(&psql, Some(database)), rules, restricted).await;
+            return loader.plain(server.command(&psql, Some(database)), rules, restricted, &schemas).await;
         }
-        // pg_restore takes a schema's content without the schema.
         let narrowing = self.narrowing();
-        let schemas = narrowing.iter().filter_map(|option| option.strip_prefix("--schema="));
-        let schemas = schemas.map(|schema| format!("CREATE SCHEMA IF NOT EXISTS {};\n", ident(schema)));
-        let schemas = schemas.collect::<Vec<_>>().concat();
         let tool = server.tool("pg_restore", version.major).await?;
         let without = if self.owner == Owner::None { &["--no-owner", "--no-acl"][..] } else { &[] };
         if !self.create {

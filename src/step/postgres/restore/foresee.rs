@@ -164,6 +164,9 @@ impl Restore {
                 format!("say `from: {{ database: {of} }}` if that is meant"),
             );
         }
+        if let Some(made) = self.makes_schemas(&proof) {
+            preview = preview.warning(made, "grant there in a step after what its users need".to_owned());
+        }
         if let Some(left) = self.unread(&proof) {
             preview =
                 preview.warning(left, "look for `DATABASE` in the dump, and set it in a step after".to_owned());
