@@ -103,8 +103,11 @@ pub struct Parallel<'a> {
     pub rules: Rules,
     /// What is restored, if not all of it.
     pub choice: Option<Arc<Choice>>,
-    /// How many connections.
+    /// How many connections at once take rows, and build what keeps a processor busy.
     pub jobs: usize,
+    /// How many at once make tables and build indexes and keys of small ones. Each waits for the disk: PostgreSQL writes
+    /// an index to it before it goes on.
+    pub small_jobs: usize,
     /// What an earlier attempt did.
     pub done: Done,
     /// Triggered when it must stop.

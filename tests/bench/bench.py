@@ -28,7 +28,7 @@ def main():
     parser.add_argument("--steps", type=int, default=1000, help="steps of the runs (%(default)s)")
     parser.add_argument("--users", type=int, default=200_000, help="size of the dump, 0: none (%(default)s)")
     parser.add_argument("--tables", type=int, default=2000, help="small tables of another dump, 0: none (%(default)s)")
-    parser.add_argument("--jobs", type=int, default=2, help="connections of a restore (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="connections of the other restores (%(default)s)")
     parser.add_argument("--tuned", action="store_true", help="restore into a tuned server, too")
     parser.add_argument("--growth", default="0.25,1,4", help="sizes as parts of --users (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of runs and restores (%(default)s)")

@@ -77,6 +77,8 @@ def compare(lifeboat, folder, rounds, jobs, seed, settings=None, alone=False, **
         server.psql("postgres", "-c", "create database source")
         variables = [argument for name, size in sizes.items() for argument in ("-v", f"{name}={size}")]
         server.psql("source", *variables, text=seed)
+        # Or autovacuum does it while somebody is measured.
+        server.psql("source", "-c", "vacuum analyze")
         dumps = f"{folder}/dumps"
         shutil.rmtree(dumps, ignore_errors=True)
         os.makedirs(dumps)
@@ -92,7 +94,7 @@ def compare(lifeboat, folder, rounds, jobs, seed, settings=None, alone=False, **
         megabytes = int(server.psql("source", "-c", "select pg_database_size('source') >> 20"))
         wanted = server.fingerprint("source")
         number = itertools.count()
-        for name, connections in (("by_lifeboat", jobs), ("by_lifeboat_1", 1)):
+        for name, connections in (("by_lifeboat", []), ("by_lifeboat_1", ["      jobs: 1"])):
             write(f"{folder}/bench-{name}.yaml", [
                 "lifeboat: 1",
                 f"plan: bench-{name.replace('_', '-')}",
@@ -104,7 +106,7 @@ def compare(lifeboat, folder, rounds, jobs, seed, settings=None, alone=False, **
                 "      target: db",
                 f"      database: {name}",
                 "      create: true",
-                f"      jobs: {connections}",
+                *connections,
                 "      from: { storage: dumps, path: bench.sql.gz }",
             ])
         server.environment(folder, dumps)
@@ -145,10 +147,11 @@ def compare(lifeboat, folder, rounds, jobs, seed, settings=None, alone=False, **
             by_script("gunzip | psql -1", "by_psql_1", f'gunzip -c "$2" | {psql} -1 "$1" > /dev/null', dump),
         ] + [
             by_script(
-                f"pg_restore -j{jobs}, {kind}", f"by_{kind}", f'pg_restore -e -j{jobs} -d "$1" "$2"',
+                f"pg_restore -j{count}, {kind}", f"by_{kind}_{count}", f'pg_restore -e -j{count} -d "$1" "$2"',
                 f"{dumps}/{kind}",
             )
-            for kind in ("custom", "directory")
+            # Small tables wait for the disk: more of them at once may help.
+            for count, kind in [(jobs, "custom"), (jobs, "directory")] + [(2 * jobs, "directory")] * (megabytes < LARGE)
         ]
         if megabytes >= LARGE and not alone:
             limit.ready(server, "source", f"{server.base}/rows")
@@ -158,7 +161,7 @@ def compare(lifeboat, folder, rounds, jobs, seed, settings=None, alone=False, **
         if lifeboat:
             whole = "the whole run: preflight, proof that the dump is complete, restore, rows counted, ANALYZE"
             contenders = [
-                by_lifeboat("lifeboat", "by_lifeboat", f"{jobs} connections; {whole}"),
+                by_lifeboat("lifeboat", "by_lifeboat", f"as many connections as it takes by itself; {whole}"),
                 by_lifeboat("lifeboat, one connection", "by_lifeboat_1", f"through psql; {whole}"),
                 *contenders,
             ]

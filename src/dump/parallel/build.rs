@@ -10,7 +10,7 @@ use futures::stream::FuturesUnordered;
 use super::super::outline::Name;
 use super::order::Build;
 use super::split::Settings;
-use super::{Journal, Parallel, Stage, connect};
+use super::{Parallel, Stage, connect};
 use crate::failure::Failure;
 use crate::kill;
 use crate::service::postgres::Session;
@@ -23,12 +23,13 @@ const TRIES: usize = 5;
 
 /// Builds what it is given.
 pub struct Builder<'a> {
-    journal: &'a dyn Journal,
+    of: &'a Parallel<'a>,
     idle: Vec<Idle>,
-    /// How many of these there are.
+    /// How many sessions there are, idle or not.
+    opened: usize,
+    /// How many may build at once: what keeps the processor busy, and what rather waits for the disk.
     jobs: usize,
-    /// How many there might be, were there as much to build.
-    allowed: usize,
+    small_jobs: usize,
     /// What an earlier attempt built: schema, table, name; and whether it was validated.
     there: BTreeMap<(String, String, String), bool>,
     /// Whether there was an earlier attempt.
@@ -117,6 +118,11 @@ impl Batch {
         self.builds.push(build);
     }
 
+    /// Whether it takes next to nothing but its wait for the disk.
+    fn is_small(&self) -> bool {
+        self.builds.iter().all(Build::is_small)
+    }
+
     /// Whether it can't be done beside another one.
     fn conflicts(&self, other: &Self) -> bool {
         let alone = |batch: &Self| batch.builds.iter().any(|build| build.alone);
@@ -151,22 +157,44 @@ impl Batch {
 }
 
 impl<'a> Builder<'a> {
-    pub async fn new(of: &'a Parallel<'_>, total: u64) -> Result<Self, Failure> {
-        let jobs = of.jobs.min(usize::try_from(total).unwrap_or(usize::MAX));
-        let mut idle = vec![];
-        for _ in 0..jobs {
-            let session = connect(of.server, of.database).await?;
-            // The last transaction waits for the disk, and for all before it.
-            session.batch("set up the session", "SET synchronous_commit = off").await?;
-            session.batch("set up the session", &memory(of.jobs)).await?;
-            idle.push(Idle { session, applied: Settings::default(), sorting: Sorting::AsSet });
-        }
-        let there = match idle.first() {
-            Some(Idle { session, .. }) if !of.done.is_nothing() => there(session).await?,
-            _ => BTreeMap::new(),
-        };
+    pub async fn new(of: &'a Parallel<'a>, total: u64) -> Result<Self, Failure> {
+        let most = |jobs: usize| jobs.min(usize::try_from(total).unwrap_or(usize::MAX));
+        let (jobs, small_jobs) = (most(of.jobs), most(of.small_jobs));
         let resumed = !of.done.is_nothing();
-        Ok(Self { journal: &*of.journal, idle, jobs, allowed: of.jobs, there, resumed, done: 0, total })
+        let (idle, there) = (vec![], BTreeMap::new());
+        let mut builder = Self { of, idle, opened: 0, jobs, small_jobs, there, resumed, done: 0, total };
+        if total > 0 {
+            let first = builder.open().await?;
+            if resumed {
+                builder.there = built(&first.session).await?;
+            }
+            builder.idle.push(first);
+        }
+        Ok(builder)
+    }
+
+    async fn open(&mut self) -> Result<Idle, Failure> {
+        let session = connect(self.of.server, self.of.database).await?;
+        // The last transaction waits for the disk, and for all before it.
+        session.batch("set up the session", "SET synchronous_commit = off").await?;
+        session.batch("set up the session", &memory(self.of.jobs)).await?;
+        self.opened += 1;
+        Ok(Idle { session, applied: Settings::default(), sorting: Sorting::AsSet })
+    }
+
+    /// A session with nothing to do. None where the server takes no more: it is gone without, if one is at work.
+    async fn session(&mut self) -> Result<Option<Idle>, Failure> {
+        if let Some(idle) = self.idle.pop() {
+            return Ok(Some(idle));
+        }
+        match self.open().await {
+            Ok(idle) => Ok(Some(idle)),
+            Err(_) if self.opened >= self.jobs => {
+                self.small_jobs = self.opened;
+                Ok(None)
+            }
+            Err(failure) => Err(failure),
+        }
     }
 
     /// Builds all of it, in any order.
@@ -211,20 +239,20 @@ impl<'a> Builder<'a> {
         let mut answers = FuturesUnordered::new();
         let mut next = 0;
         while !waiting.is_empty() || !running.is_empty() {
-            while running.len() < self.jobs
-                && let Some(at) = ready(&waiting, &running, in_order)
-                && let Some(idle) = self.idle.pop()
+            while let Some(at) = ready(&waiting, &running, in_order)
+                && running.len() < if waiting[at].is_small() { self.small_jobs } else { self.jobs }
+                && let Some(idle) = self.session().await?
                 && let Some(batch) = waiting.remove(at)
             {
                 if let Some(build) = batch.builds.first() {
                     let what = format!("{} of {}", build.name, build.table.1);
-                    self.journal.progress(Stage::Built { done: self.done, total: self.total, what });
+                    self.of.journal.progress(Stage::Built { done: self.done, total: self.total, what });
                 }
                 let busy = self.jobs.min(1 + running.len() + beside(&batch, &waiting, &running));
-                let sorting = Sorting::of(&batch.builds, busy, self.allowed);
+                let sorting = Sorting::of(&batch.builds, busy, self.of.jobs);
                 let batch = Arc::new(batch);
                 running.push((next, batch.clone()));
-                let (number, resumed, allowed) = (next, self.resumed, self.allowed);
+                let (number, resumed, allowed) = (next, self.resumed, self.of.jobs);
                 answers.push(async move {
                     let idle = idle.sort(sorting, allowed).await?;
                     Ok::<_, Failure>((number, build(idle, &batch.builds, resumed).await?))
@@ -320,7 +348,7 @@ async fn partitioned(session: &Session) -> Result<BTreeSet<(String, String)>, Fa
 
 /// Indexes and constraints that are there, and whether they are validated. Each was built in one transaction: none
 /// is there by halves.
-async fn there(session: &Session) -> Result<BTreeMap<(String, String, String), bool>, Failure> {
+async fn built(session: &Session) -> Result<BTreeMap<(String, String, String), bool>, Failure> {
     let attempted = "look what an earlier attempt built";
     let sql = "SELECT n.nspname::text, t.relname::text, i.relname::text, true \
                  FROM pg_catalog.pg_index x JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid \

@@ -105,11 +105,15 @@ pub async fn make(
     }
     let missing: VecDeque<_> =
         stretch.iter().filter(|batch| !of.done.tables.contains(&number(batch))).cloned().collect();
-    let jobs = of.jobs.min(missing.len());
+    let jobs = of.small_jobs.min(missing.len());
     let (missing, left) = (Mutex::new(missing), Mutex::new(vec![]));
     let settings = &statements[first.start].settings;
-    let work = async || {
-        let session = connect(of.server, of.database).await?;
+    let work = async |at: usize| {
+        let session = match connect(of.server, of.database).await {
+            // The server takes no more: it is gone without.
+            Err(_) if at >= of.jobs => return Ok(()),
+            session => session?,
+        };
         session.batch("set up the session", "SET synchronous_commit = off").await?;
         settings.apply(&session).await?;
         loop {
@@ -133,7 +137,7 @@ pub async fn make(
             }
         }
     };
-    futures::future::try_join_all((0..jobs).map(|_| work())).await?;
+    futures::future::try_join_all((0..jobs).map(work)).await?;
     let mut left = left.into_inner();
     left.sort_by_key(|batch| batch.start);
     for batch in left {
