@@ -335,6 +335,28 @@ async fn an_error_in_the_dump_is_told_with_its_line_and_leaves_nothing() {
     assert!(!exists(&restored).await && nothing_left(&place).await);
 }
 
+/// Small tables are made over more connections than there are processors, where the server takes them.
+#[tokio::test]
+async fn many_small_tables_over_no_more_connections_than_the_role_may_have() {
+    let place = Place::new("rs_limit");
+    let tables =
+        (0..300).map(|n| format!("CREATE TABLE t{n} (a int PRIMARY KEY, b text); INSERT INTO t{n} VALUES (1);"));
+    let database = place.names.create("live", &tables.collect::<String>()).await;
+    std::fs::write(place.path("a.sql"), pg_dump(&database, &["--no-owner"])).unwrap();
+    let role = role("few").await;
+    // Those that load, those before that take a moment to be gone, one that leads them, one that made the database.
+    let connections = 2 * std::thread::available_parallelism().unwrap().get().clamp(2, 8) + 2;
+    let may = format!("ALTER ROLE {role} LOGIN PASSWORD 'pw' CREATEDB CONNECTION LIMIT {connections}");
+    sql("postgres", &may).await;
+    let restored = place.names.name("restored");
+    let done =
+        place.harness_of(&role, "pw").run(RESTORE, params(&restored, "a.sql", json!({ "create": true }))).await;
+    assert_eq!(done.unwrap().outputs["rows"], 300);
+    let keys = "SELECT count(*)::text FROM pg_constraint WHERE contype = 'p' AND conrelid >= 16384";
+    assert_eq!(value(&restored, keys).await.unwrap(), "300");
+    sql(&restored, &format!("REASSIGN OWNED BY {role} TO CURRENT_USER; DROP ROLE {role}")).await;
+}
+
 #[tokio::test]
 async fn cancelling_ends_the_load_on_the_server_too() {
     let place = Place::new("rs_cancel");

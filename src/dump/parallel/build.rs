@@ -25,8 +25,6 @@ const TRIES: usize = 5;
 pub struct Builder<'a> {
     of: &'a Parallel<'a>,
     idle: Vec<Idle>,
-    /// How many sessions there are, idle or not.
-    opened: usize,
     /// How many may build at once: what keeps the processor busy, and what rather waits for the disk.
     jobs: usize,
     small_jobs: usize,
@@ -162,7 +160,7 @@ impl<'a> Builder<'a> {
         let (jobs, small_jobs) = (most(of.jobs), most(of.small_jobs));
         let resumed = !of.done.is_nothing();
         let (idle, there) = (vec![], BTreeMap::new());
-        let mut builder = Self { of, idle, opened: 0, jobs, small_jobs, there, resumed, done: 0, total };
+        let mut builder = Self { of, idle, jobs, small_jobs, there, resumed, done: 0, total };
         if total > 0 {
             let first = builder.open().await?;
             if resumed {
@@ -173,28 +171,12 @@ impl<'a> Builder<'a> {
         Ok(builder)
     }
 
-    async fn open(&mut self) -> Result<Idle, Failure> {
+    async fn open(&self) -> Result<Idle, Failure> {
         let session = connect(self.of.server, self.of.database).await?;
         // The last transaction waits for the disk, and for all before it.
         session.batch("set up the session", "SET synchronous_commit = off").await?;
         session.batch("set up the session", &memory(self.of.jobs)).await?;
-        self.opened += 1;
         Ok(Idle { session, applied: Settings::default(), sorting: Sorting::AsSet })
-    }
-
-    /// A session with nothing to do. None where the server takes no more: it is gone without, if one is at work.
-    async fn session(&mut self) -> Result<Option<Idle>, Failure> {
-        if let Some(idle) = self.idle.pop() {
-            return Ok(Some(idle));
-        }
-        match self.open().await {
-            Ok(idle) => Ok(Some(idle)),
-            Err(_) if self.opened >= self.jobs => {
-                self.small_jobs = self.opened;
-                Ok(None)
-            }
-            Err(failure) => Err(failure),
-        }
     }
 
     /// Builds all of it, in any order.
@@ -241,9 +223,12 @@ impl<'a> Builder<'a> {
         while !waiting.is_empty() || !running.is_empty() {
             while let Some(at) = ready(&waiting, &running, in_order)
                 && running.len() < if waiting[at].is_small() { self.small_jobs } else { self.jobs }
-                && let Some(idle) = self.session().await?
                 && let Some(batch) = waiting.remove(at)
             {
+                let idle = match self.idle.pop() {
+                    Some(idle) => idle,
+                    None => self.open().await?,
+                };
                 if let Some(build) = batch.builds.first() {
                     let what = format!("{} of {}", build.name, build.table.1);
                     self.of.journal.progress(Stage::Built { done: self.done, total: self.total, what });

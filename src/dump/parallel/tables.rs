@@ -108,12 +108,8 @@ pub async fn make(
     let jobs = of.small_jobs.min(missing.len());
     let (missing, left) = (Mutex::new(missing), Mutex::new(vec![]));
     let settings = &statements[first.start].settings;
-    let work = async |at: usize| {
-        let session = match connect(of.server, of.database).await {
-            // The server takes no more: it is gone without.
-            Err(_) if at >= of.jobs => return Ok(()),
-            session => session?,
-        };
+    let work = async || {
+        let session = connect(of.server, of.database).await?;
         session.batch("set up the session", "SET synchronous_commit = off").await?;
         settings.apply(&session).await?;
         loop {
@@ -137,7 +133,7 @@ pub async fn make(
             }
         }
     };
-    futures::future::try_join_all((0..jobs).map(work)).await?;
+    futures::future::try_join_all((0..jobs).map(|_| work())).await?;
     let mut left = left.into_inner();
     left.sort_by_key(|batch| batch.start);
     for batch in left {

@@ -58,8 +58,8 @@ pub struct Restore {
     #[serde(default)]
     create: bool,
     /// How many connections load the dump. A plain dump takes as many as there are processors
-    /// here, two to eight, where `create` is set, and twice as many while it makes tables and the indexes of small ones,
-    /// which rather wait for the disk; with 1, and whenever its statements must keep their order, it goes through
+    /// here, two to eight, where `create` is set, and twice as many, if the server has them to spare, while it makes
+    /// tables and the indexes of small ones, which rather wait for the disk; with 1, and whenever its statements must keep their order, it goes through
     /// `psql` in one transaction. An archive takes as many where it lies
     /// uncompressed on a disk and `create` is set (if that fails, one, in its order), else one; more need a copy of
     /// it in the temporary folder.

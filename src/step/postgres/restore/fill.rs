@@ -49,7 +49,7 @@ impl Restore {
         }
         let system = session.server_facts().await?.system_identifier;
         let name = working_name(cx);
-        let side_by_side = self.side_by_side(proof, version, cx)?;
+        let side_by_side = self.side_by_side(session, proof, version, cx).await?;
         let mut note = json!({ "system": system, "working": name, "side_by_side": side_by_side.is_some() });
         let done = match &side_by_side {
             Some(way) => way.recall(server, session, &name, proof, cx).await?,

@@ -34,8 +34,9 @@ impl Restore {
     }
 
     /// How the dump is loaded over several connections, if it can be.
-    pub(super) fn side_by_side(
+    pub(super) async fn side_by_side(
         &self,
+        session: &Session,
         proof: &Proof,
         version: Version,
         cx: &RunCx,
@@ -49,7 +50,7 @@ impl Restore {
         }
         let jobs = self.connections();
         // Two for each processor: 2,000 tables of 100 rows took 15 % less time than over one each, and over four no less.
-        let small_jobs = self.jobs.map_or(2 * jobs, |_| jobs);
+        let small_jobs = if self.jobs.is_none() && has_room(session, jobs).await? { 2 * jobs } else { jobs };
         let rules = Rules { owners: self.owner == Owner::None, transaction_timeout: version.major < 17 };
         let choice = self.choice(proof)?.map(Arc::new);
         Ok(Some(SideBySide { jobs, small_jobs, rules, choice }))
@@ -114,6 +115,16 @@ impl SideBySide {
         load.run().await?;
         load.narrow().await
     }
+}
+
+/// Whether the server has connections to spare: twice what is taken, as those that end take a moment to be gone.
+async fn has_room(session: &Session, jobs: usize) -> Result<bool, Failure> {
+    let sql = "SELECT (SELECT rolconnlimit < 0 FROM pg_catalog.pg_roles WHERE rolname = current_user) \
+                  AND pg_catalog.current_setting('max_connections')::int \
+                    - pg_catalog.current_setting('superuser_reserved_connections')::int \
+                    - (SELECT count(*) FROM pg_catalog.pg_stat_activity) >= $1::int8";
+    let wanted = i64::try_from(4 * jobs).unwrap_or(i64::MAX);
+    Ok(session.row("ask how many connections are left", sql, &[&wanted]).await?.get(0))
 }
 
 struct Notes {
