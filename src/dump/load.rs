@@ -47,12 +47,12 @@ impl Loader<'_> {
     /// The server's own words with the dump's line, or that the dump changed meanwhile.
     pub async fn plain(&self, psql: Command, rules: Rules, restricted: bool, first: &str) -> Result<(), Failure> {
         let mut source = self.open().await?;
-        let mut process = in_one_transaction(psql).start(true, self.redactor)?;
-        // From here on dropping the process kills it before its input is closed: `psql`
-        // takes the end of its input for the end of the dump, and commits.
         // Settings that the dump makes on the server change how `psql` reads it. So it takes no command at all, whatever
         // it reads, except under a key that no dump can know.
         let begin = if restricted { restrict() + first } else { first.to_owned() };
+        let mut process = in_one_transaction(psql).start(true, self.redactor)?;
+        // From here on dropping the process kills it before its input is closed: `psql`
+        // takes the end of its input for the end of the dump, and commits.
         let fed = self.feed_psql(&mut source, &mut process, rules, begin).await?;
         if fed == Fed::Whole {
             self.proof.unchanged(self.storage, &source)?;

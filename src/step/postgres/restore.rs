@@ -19,7 +19,7 @@ mod progress;
 mod resume;
 mod throwaway;
 
-use super::{check_database_name, end_leftovers, same_server, server, yet_to_come};
+use super::{check_database_name, counted, end_leftovers, same_server, server, yet_to_come};
 use crate::dump::choice::{Choice, nothing_of};
 use crate::dump::manifest::Format;
 use crate::dump::proof::{Proof, Watch, prove};
@@ -411,7 +411,9 @@ impl Restore {
 
     fn done(&self, loaded: &Loaded) -> Done {
         let Loaded { rows, tables, bytes, taken_at } = loaded;
-        Done::new(format!("{} restored from {}: {tables} tables, {rows} rows", self.database, self.from.path))
+        let (of, from) = (&self.database, &self.from.path);
+        let said = format!("{of} restored from {from}: {}, {}", counted(*tables, "table"), counted(*rows, "row"));
+        Done::new(said)
             .output("rows", *rows)
             .output("tables", *tables)
             .output("bytes", *bytes)

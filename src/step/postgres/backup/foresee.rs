@@ -7,6 +7,7 @@ use crate::dump::count::tables;
 use crate::failure::Failure;
 use crate::service::postgres::{Server, Session};
 use crate::service::storage::Storage;
+use crate::step::postgres::counted;
 use crate::step::{Action, Preview};
 use crate::units::Size;
 
@@ -25,7 +26,7 @@ impl Backup {
         let size: u64 = chosen.iter().map(|table| table.bytes).sum();
         let mut preview = Preview {
             action: Action::Create,
-            summary: format!("{} ({}, {} tables)", preview.summary, Size(size), chosen.len()),
+            summary: format!("{} ({}, {})", preview.summary, Size(size), counted(chosen.len() as u64, "table")),
             ..preview
         };
         let mut left_out = self.left_out(session, &all).await?;

@@ -10,7 +10,7 @@ use crate::service::postgres::{Server, Session, ident};
 use crate::service::storage::{Storage, free_space};
 use crate::step::effect::Resource;
 use crate::step::postgres::restore_globals::roles_of;
-use crate::step::postgres::{Outlook, blame};
+use crate::step::postgres::{Outlook, blame, counted};
 use crate::step::world::Fact;
 use crate::step::{Preview, PreviewCx};
 use crate::units::Size;
@@ -203,9 +203,11 @@ impl Restore {
         }
         rows.extend(partitioned);
         preview.summary = format!(
-            "{} ({}, {tables} tables, {all} rows, proven whole)",
+            "{} ({}, {}, {}, proven whole)",
             preview.summary,
-            Size(proof.object.bytes)
+            Size(proof.object.bytes),
+            counted(tables as u64, "table"),
+            counted(all, "row")
         );
         preview.facts.clear();
         let bytes = proof.object.bytes;
