@@ -335,25 +335,40 @@ async fn an_error_in_the_dump_is_told_with_its_line_and_leaves_nothing() {
     assert!(!exists(&restored).await && nothing_left(&place).await);
 }
 
-/// Small tables are made over more connections than there are processors, where the server takes them.
+/// Small tables are made over more connections than there are processors, where neither the plan nor the role says how
+/// many.
 #[tokio::test]
-async fn many_small_tables_over_no_more_connections_than_the_role_may_have() {
-    let place = Place::new("rs_limit");
+async fn many_small_tables_take_further_connections_where_these_are_to_spare() {
+    let mut place = Place::new("rs_limit");
     let tables =
         (0..300).map(|n| format!("CREATE TABLE t{n} (a int PRIMARY KEY, b text); INSERT INTO t{n} VALUES (1);"));
     let database = place.names.create("live", &tables.collect::<String>()).await;
     std::fs::write(place.path("a.sql"), pg_dump(&database, &["--no-owner"])).unwrap();
+    let jobs = std::thread::available_parallelism().unwrap().get().clamp(2, 8);
     let role = role("few").await;
     // Those that load, those before that take a moment to be gone, one that leads them, one that made the database.
-    let connections = 2 * std::thread::available_parallelism().unwrap().get().clamp(2, 8) + 2;
-    let may = format!("ALTER ROLE {role} LOGIN PASSWORD 'pw' CREATEDB CONNECTION LIMIT {connections}");
+    let may = format!("ALTER ROLE {role} LOGIN PASSWORD 'pw' CREATEDB CONNECTION LIMIT {}", 2 * jobs + 2);
     sql("postgres", &may).await;
-    let restored = place.names.name("restored");
-    let done =
-        place.harness_of(&role, "pw").run(RESTORE, params(&restored, "a.sql", json!({ "create": true }))).await;
-    assert_eq!(done.unwrap().outputs["rows"], 300);
-    let keys = "SELECT count(*)::text FROM pg_constraint WHERE contype = 'p' AND conrelid >= 16384";
-    assert_eq!(value(&restored, keys).await.unwrap(), "300");
+    let mut taken = vec![];
+    for (name, more) in [("spare", json!({})), ("said", json!({ "jobs": jobs })), ("few", json!({}))] {
+        place.another_run(None);
+        let limited = (name == "few").then(|| place.harness_of(&role, "pw"));
+        let restored = place.names.name(name);
+        let mut params = params(&restored, "a.sql", json!({ "create": true }));
+        params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let done = limited.as_ref().unwrap_or(&place.harness).run(RESTORE, params).await.unwrap();
+        assert_eq!(done.outputs["rows"], 300);
+        // The statistics of a session come with its end.
+        let all_ended = format!("SELECT count(*)::text FROM pg_stat_activity WHERE datname = '{restored}'");
+        until("all have ended", || async { value("postgres", &all_ended).await.unwrap() == "0" }).await;
+        let sessions = format!("SELECT sessions::text FROM pg_stat_database WHERE datname = '{restored}'");
+        taken.push(value("postgres", &sessions).await.unwrap().parse::<usize>().unwrap());
+        let keys = "SELECT count(*)::text FROM pg_constraint WHERE contype = 'p' AND conrelid >= 16384";
+        assert_eq!(value(&restored, keys).await.unwrap(), "300");
+    }
+    // For tables, and for their keys.
+    assert_eq!([taken[1] + 2 * jobs, taken[2]], [taken[0], taken[1]], "{taken:?}");
+    let restored = place.names.name("few");
     sql(&restored, &format!("REASSIGN OWNED BY {role} TO CURRENT_USER; DROP ROLE {role}")).await;
 }
 

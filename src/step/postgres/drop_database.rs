@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    Outlook, blame, check_database_name, end_leftovers, name_sessions, same_server, server, size_and_sessions,
+    Outlook, blame, check_database_name, end_leftovers, name_some, same_server, server, size_and_sessions,
 };
 use crate::failure::Failure;
 use crate::service::postgres::facts::Database;
@@ -99,7 +99,7 @@ impl Step for DropDatabase {
                     "drop database {} on {}: in use by {}",
                     self.database,
                     self.target,
-                    name_sessions(&clients)
+                    name_some(&clients)
                 ))
                 .help("stop its clients in a step before, or set `force: true` to end their sessions"));
             }
@@ -202,7 +202,7 @@ impl DropDatabase {
         }
         let clients: Vec<_> = sessions.into_iter().filter(|session| session.is_client).collect();
         if !self.force && !clients.is_empty() {
-            let message = format!("database {} is in use by {}", self.database, name_sessions(&clients));
+            let message = format!("database {} is in use by {}", self.database, name_some(&clients));
             let help = "stop its clients in a step before, or set `force: true` to end their sessions".to_owned();
             preview = if client_will_stop(cx, server) {
                 preview.warning(message, help)

@@ -200,10 +200,10 @@ fn counted(count: u64, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
-/// Up to five sessions by name, and how many more.
-fn name_sessions(sessions: &[Activity]) -> String {
-    let named = sessions.iter().take(5).map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    if sessions.len() > 5 { format!("{named} and {} more", sessions.len() - 5) } else { named }
+/// Up to five by name, and how many more.
+fn name_some(all: &[impl ToString]) -> String {
+    let named = all.iter().take(5).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if all.len() > 5 { format!("{named} and {} more", all.len() - 5) } else { named }
 }
 
 /// Ends what dead attempts of this step left running, and waits until it is gone. In a
@@ -219,7 +219,7 @@ async fn end_leftovers(session: &Session, cx: &RunCx) -> Result<Option<String>, 
             return Ok(None);
         }
         if cx.services.is_read_only() || Instant::now() > deadline {
-            return Ok(Some(format!("sessions of an earlier attempt: {}", name_sessions(&left))));
+            return Ok(Some(format!("sessions of an earlier attempt: {}", name_some(&left))));
         }
         for leftover in &left {
             terminate(session, leftover).await?;

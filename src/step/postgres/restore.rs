@@ -19,7 +19,7 @@ mod progress;
 mod resume;
 mod throwaway;
 
-use super::{check_database_name, counted, end_leftovers, same_server, server, yet_to_come};
+use super::{check_database_name, counted, end_leftovers, name_some, same_server, server, yet_to_come};
 use crate::dump::choice::{Choice, nothing_of};
 use crate::dump::manifest::Format;
 use crate::dump::proof::{Proof, Watch, prove};
@@ -59,8 +59,8 @@ pub struct Restore {
     create: bool,
     /// How many connections load the dump. A plain dump takes as many as there are processors
     /// here, two to eight, where `create` is set, and twice as many, if the server has them to spare, while it makes
-    /// tables and the indexes of small ones, which rather wait for the disk; with 1, and whenever its statements must keep their order, it goes through
-    /// `psql` in one transaction. An archive takes as many where it lies
+    /// tables and the indexes of small ones, which rather wait for the disk; with 1, and whenever its statements must
+    /// keep their order, it goes through `psql` in one transaction. An archive takes as many where it lies
     /// uncompressed on a disk and `create` is set (if that fails, one, in its order), else one; more need a copy of
     /// it in the temporary folder.
     #[schemars(range(min = 1, max = 64))]
@@ -319,9 +319,9 @@ impl Restore {
             return Err(Failure::permanent(format!(
                 "`{}` can't be restored by itself: it has foreign keys to tables that it doesn't hold: {}",
                 self.from.path,
-                keys.join(", ")
+                name_some(&keys)
             ))
-            .help("restore a backup that holds these, too; or `tables` out of one that is plain SQL, without such keys"));
+            .help("restore a backup that holds these, too, or choose `tables` of a plain one: such keys are left out then"));
         }
         Ok(proof)
     }

@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
-    POLL, SESSIONS_GONE, check_database_name, end_leftovers, name_sessions, same_server, server, terminate,
+    POLL, SESSIONS_GONE, check_database_name, end_leftovers, name_some, same_server, server, terminate,
     transaction_note,
 };
 use crate::failure::Failure;
@@ -372,7 +372,7 @@ async fn end_sessions(session: &Session, databases: [u32; 2]) -> Result<(), Fail
             return Ok(());
         }
         if Instant::now() > deadline {
-            return Err(Failure::transient(format!("sessions that don't end: {}", name_sessions(&left))));
+            return Err(Failure::transient(format!("sessions that don't end: {}", name_some(&left))));
         }
         for other in &left {
             terminate(session, other).await?;

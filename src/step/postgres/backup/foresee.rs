@@ -7,7 +7,7 @@ use crate::dump::count::tables;
 use crate::failure::Failure;
 use crate::service::postgres::{Server, Session};
 use crate::service::storage::Storage;
-use crate::step::postgres::counted;
+use crate::step::postgres::{counted, name_some};
 use crate::step::{Action, Preview};
 use crate::units::Size;
 
@@ -29,14 +29,11 @@ impl Backup {
             summary: format!("{} ({}, {})", preview.summary, Size(size), counted(chosen.len() as u64, "table")),
             ..preview
         };
-        let mut left_out = self.left_out(session, &all).await?;
+        let left_out = self.left_out(session, &all).await?;
         if !left_out.is_empty() {
-            let more = left_out.len().saturating_sub(5);
-            left_out.truncate(5);
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             let message = format!(
-                "the backup can't be restored by itself: it leaves out what it needs: {}{more}",
-                left_out.join(", ")
+                "the backup can't be restored by itself: it leaves out what it needs: {}",
+                name_some(&left_out)
             );
             let help = "back up the database whole: `postgres.restore` takes `schemas` and `tables` out of that";
             preview = if self.verify == Proving::Restore {

@@ -119,7 +119,8 @@ impl SideBySide {
 
 /// Whether the server has connections to spare: twice what is taken, as those that end take a moment to be gone.
 async fn has_room(session: &Session, jobs: usize) -> Result<bool, Failure> {
-    let sql = "SELECT (SELECT rolconnlimit < 0 FROM pg_catalog.pg_roles WHERE rolname = current_user) \
+    // The role that logged in is the one whose connections are counted.
+    let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = session_user AND rolconnlimit < 0) \
                   AND pg_catalog.current_setting('max_connections')::int \
                     - pg_catalog.current_setting('superuser_reserved_connections')::int \
                     - (SELECT count(*) FROM pg_catalog.pg_stat_activity) >= $1::int8";
